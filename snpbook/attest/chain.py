@@ -1,0 +1,152 @@
+"""The chain from a report's signing key to a pinned root: choosing the certificates, and judging them.
+
+VCEKs hang from the ASK, VLEKs from the ASVK, both from the ARK of the product line. Sources: KDS (certificate
+chain), X509 (RFC 5280, RFC 8017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from snpbook.attest.certs import X509, Certificate, amd_name
+from snpbook.attest.checks import Check, Checklist, NotGenuine
+from snpbook.attest.kds import chain_url, vcek_url
+from snpbook.attest.parse import SNP, Report
+from snpbook.attest.roots import Roots
+from snpbook.attest.vek import KDS, read_vek
+from snpbook.spec.certificates import PRODUCT_LINES, VCEK, VLEK, CaFacts, ProductLine, product_line
+from snpbook.spec.report import SigningKey
+
+VEK_NAMES = {SigningKey.VCEK: VCEK.common_name, SigningKey.VLEK: VLEK.common_name}
+
+
+class MissingCertificate(NotGenuine):
+    """A chain cannot be completed; `url` is where AMD publishes what is missing, empty where that cannot be told."""
+
+    def __init__(self, check: str, rule: str, url: str, made: list[Check]) -> None:
+        super().__init__(check, rule, cite=KDS, made=tuple(made))
+        self.url = url
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The certificates above one report, and the product line that they are for."""
+
+    product: str
+    vek: Certificate
+    intermediate: Certificate
+    root: Certificate
+
+
+def find_chain(
+    report: Report, certificates: Sequence[Certificate], roots: Roots, product: str | None, checks: Checklist
+) -> Chain:
+    """Choose a report's chain among certificates of any origin; only the product line is judged here.
+
+    The line is named by the report itself from version 3 on, by the VEK's issuer, and perhaps by the caller; they
+    must agree.
+    """
+    kind = report.fields.signing_key
+    if report.has_cpuid:
+        rule = "the report's CPUID is of no known product line"
+        found = f"family {report.fields.cpuid_family:#x} model {report.fields.cpuid_model:#x}"
+        checks.require("report.cpuid", report.product is not None, rule, " ".join(PRODUCT_LINES), found, SNP)
+    pool = [*certificates, *roots.certificates]
+    vek = _choose(VEK_NAMES[kind], pool, lambda candidate: _names(report, candidate))
+    if vek is None:
+        named = report.product or product
+        url = _vek_url(report, product_line(named)) if named else ""
+        raise MissingCertificate(
+            "certificates.vek", f"no {kind.name} certificate of this report is at hand", url, checks.made
+        )
+
+    issuing = [name for name, line in PRODUCT_LINES.items() if amd_name(_issuer(line, kind).common_name) == vek.issuer]
+    claims = sorted({name for name in (report.product, product, *issuing) if name})
+    rule, found = "the product line is unknown or disputed", " or ".join(claims) or "none"
+    checks.require("report.product", len(claims) == 1, rule, "one product line", found, KDS)
+
+    line = product_line(claims[0])
+    root = _choose(line.ark.common_name, pool, lambda candidate: candidate.fingerprint in roots.fingerprints)
+    if root is None:
+        raise _missing("root", line.ark, line, kind, checks)
+    above = _issuer(line, kind)
+    intermediate = _choose(above.common_name, pool, lambda candidate: candidate.signed_by(root))
+    if intermediate is None:
+        raise _missing("intermediate", above, line, kind, checks)
+    return Chain(claims[0], vek, intermediate, root)
+
+
+def check_chain(chain: Chain, kind: SigningKey, roots: Roots, now: datetime, checks: Checklist) -> None:
+    """Judge a chain from the pinned root downwards, at the time `now` (with a time zone)."""
+    vek, intermediate, root = chain.vek, chain.intermediate, chain.root
+    line = product_line(chain.product)
+    pinned = root.fingerprint in roots.fingerprints
+    rule = f"{root.common_name} is not one of the pinned roots of {roots.name}"
+    checks.require("chain.root", pinned, rule, f"a root of {roots.name}", f"sha256 {root.fingerprint}", KDS)
+
+    for name, certificate in (("root", root), ("intermediate", intermediate)):
+        rule = f"{certificate.common_name} is no certificate authority with an RSA-4096 key"
+        met = certificate.has_ca_key and certificate.may_sign_certificates
+        checks.require(f"chain.{name}.authority", met, rule, "CA, RSA-4096, e = 65537", certificate.common_name, KDS)
+    for name, certificate, issuer in (
+        ("root", root, root),
+        ("intermediate", intermediate, root),
+        ("vek", vek, intermediate),
+    ):
+        rule = f"{certificate.common_name} is not signed by {issuer.common_name}"
+        met = certificate.signed_by(issuer)
+        checks.require(f"chain.{name}.signature", met, rule, "RSASSA-PSS, SHA-384", "signed" if met else "no", X509)
+
+    ark, above = line.ark.common_name, _issuer(line, kind).common_name
+    names = ((root, ark, ark), (intermediate, above, ark), (vek, VEK_NAMES[kind], above))
+    odd = [
+        f"{certificate.subject} issued by {certificate.issuer}"
+        for certificate, subject, issuer in names
+        if (certificate.subject, certificate.issuer) != (amd_name(subject), amd_name(issuer))
+    ]
+    rule, expected = "a name in the chain is not AMD's", f"AMD's for {line.name}"
+    checks.require("chain.names", not odd, rule, expected, "; ".join(odd) or expected, KDS)
+
+    for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
+        met = certificate.not_before <= now <= certificate.not_after
+        span = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
+        rule = f"{certificate.common_name} is not valid at this time"
+        checks.require(f"chain.{name}.dates", met, rule, span, f"{now:%Y-%m-%d %H:%M:%S} UTC", X509)
+    checks.skip("chain.revocation", "no revocation list was given", KDS)
+
+
+def _choose(
+    common_name: str, pool: Sequence[Certificate], preferred: Callable[[Certificate], bool]
+) -> Certificate | None:
+    """The certificate of that name, and where there are several, the first preferred one."""
+    named = [certificate for certificate in pool if certificate.common_name == common_name]
+    if len(named) > 1:
+        named.sort(key=preferred, reverse=True)
+    return named[0] if named else None
+
+
+def _names(report: Report, candidate: Certificate) -> bool:
+    """A VEK names this report's chip and TCB."""
+    try:
+        content = read_vek(candidate, report.fields.signing_key, Checklist())
+    except NotGenuine:
+        return False
+    tcb, chip = report.fields.reported_tcb, report.fields.chip_id
+    return bool(content.tcb == tcb and chip.startswith(content.hwid or b""))
+
+
+def _issuer(line: ProductLine, kind: SigningKey) -> CaFacts:
+    return line.asvk if kind is SigningKey.VLEK else line.ask
+
+
+def _vek_url(report: Report, line: ProductLine) -> str:
+    if report.fields.signing_key is not SigningKey.VCEK or not any(report.fields.chip_id):
+        return ""  # a VLEK comes from the cloud provider, and a masked chip cannot be asked for
+    return vcek_url(line, report.fields.chip_id, report.tcb("reported_tcb", line.name.lower()))
+
+
+def _missing(name: str, facts: CaFacts, line: ProductLine, kind: SigningKey, checks: Checklist) -> MissingCertificate:
+    rule = f"the certificate {facts.common_name} is not at hand"
+    return MissingCertificate(f"certificates.{name}", rule, chain_url(line, kind), checks.made)

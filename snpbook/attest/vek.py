@@ -1,0 +1,95 @@
+"""What a VEK certificate says about its chip: patch levels, product, chip or cloud provider.
+
+The extensions must be exactly AMD's, each once, none critical; their order is free. Source: KDS (certificate
+extensions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from snpbook.attest.certs import Certificate
+from snpbook.attest.checks import Checklist
+from snpbook.spec.certificates import SPL_MAX, SPL_ORDER, UCODE_SPL_MAX, VekExtension
+from snpbook.spec.report import SigningKey
+
+KDS = "KDS VCEK extensions"
+_INTEGER, _IA5_STRING = 0x02, 0x16
+
+
+@dataclass(frozen=True, slots=True)
+class VekContent:
+    """The extensions of a VCEK (which has a `hwid`) or VLEK (which has a `csp_id`).
+
+    `tcb` is a TCB_VERSION as reports have it: one byte per patch level, in the product's order.
+    """
+
+    struct_version: int
+    product_name: str
+    tcb: int
+    hwid: bytes | None
+    csp_id: str | None
+
+
+def read_vek(certificate: Certificate, kind: SigningKey, checks: Checklist) -> VekContent:
+    """Hold a certificate against the profile of a VEK and decode it."""
+    key = certificate.public_key
+    curve = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    checks.require("vek.key", curve == ec.SECP384R1.name, "a VEK is an EC key on P-384", ec.SECP384R1.name, curve, KDS)
+    version = certificate.version
+    checks.require("vek.version", version is x509.Version.v3, "a VEK is X.509 version 3", "v3", version.name, KDS)
+
+    values = {extension.oid.dotted_string: _value(extension) for extension in certificate.extensions}
+    struct_version = _integer(values.get(VekExtension.STRUCT_VERSION, b""))
+    rule = "the VEK's structVersion is unknown"
+    checks.require("vek.struct_version", struct_version in SPL_ORDER, rule, "0 or 1", struct_version, KDS)
+    assert struct_version is not None
+    owner = VekExtension.HWID if kind is SigningKey.VCEK else VekExtension.CSP_ID
+    levels = SPL_ORDER[struct_version]
+    expected = {VekExtension.STRUCT_VERSION, VekExtension.PRODUCT_NAME, owner, *levels}
+    found = " ".join(sorted(set(values) ^ expected)) or "none other"
+    rule = f"a {kind.name} has exactly AMD's extensions"
+    checks.require("vek.extensions", set(values) == expected, rule, "exactly AMD's", found, KDS)
+    critical = " ".join(extension.oid.dotted_string for extension in certificate.extensions if extension.critical)
+    rule = "no extension of a VEK is critical"
+    checks.require("vek.critical", not critical, rule, "none", critical or "none", KDS)
+
+    patch_levels = [_integer(values[level]) for level in levels]
+    limits = [UCODE_SPL_MAX if level is VekExtension.UCODE_SPL else SPL_MAX for level in levels]
+    fits = [level is not None and level <= limit for level, limit in zip(patch_levels, limits, strict=True)]
+    rule = "a patch level is no DER INTEGER in its range"
+    found = " ".join("none" if level is None else str(level) for level in patch_levels)
+    checks.require("vek.patch_levels", all(fits), rule, f"0 to {SPL_MAX}, ucode {UCODE_SPL_MAX}", found, KDS)
+    product_name = _text(values[VekExtension.PRODUCT_NAME])
+    csp_id = _text(values[VekExtension.CSP_ID]) if owner is VekExtension.CSP_ID else None
+    texts = product_name is not None and (csp_id is not None or owner is VekExtension.HWID)
+    found = " ".join(filter(None, (product_name, csp_id)))
+    checks.require("vek.text", texts, "a name in the VEK is no IA5String", "IA5String", found, KDS)
+
+    tcb = int.from_bytes(bytes(level or 0 for level in patch_levels), "little")
+    return VekContent(struct_version, product_name or "", tcb, values.get(VekExtension.HWID), csp_id)
+
+
+def _value(extension: x509.Extension[x509.ExtensionType]) -> bytes:
+    """The content of one of AMD's extensions, which no library knows; empty for any other."""
+    return extension.value.value if isinstance(extension.value, x509.UnrecognizedExtension) else b""
+
+
+def _integer(der: bytes) -> int | None:
+    """The value of a short, non-negative, minimal DER INTEGER, else None."""
+    body = _body(der, _INTEGER)
+    if not body or body[0] > 0x7F or (len(body) > 1 and body[0] == 0 and body[1] <= 0x7F):
+        return None
+    return int.from_bytes(body, "big")
+
+
+def _text(der: bytes) -> str | None:
+    body = _body(der, _IA5_STRING)
+    return body.decode("ascii") if body is not None and body.isascii() else None
+
+
+def _body(der: bytes, tag: int) -> bytes | None:
+    return der[2:] if len(der) >= 2 and der[0] == tag and der[1] == len(der) - 2 else None

@@ -1,0 +1,109 @@
+"""Is it genuine? From bytes to a `VerifiedReport`, or to the first check that fails.
+
+The order of the checks: format, chain, profile of the VEK, signature over the raw bytes, binding of the VEK to the
+report. Whether the report is wanted is another question, see `attest.appraise`. Sources: SNP ABI, KDS, X509.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+
+from snpbook.attest.certs import Certificate
+from snpbook.attest.chain import Chain, check_chain, find_chain
+from snpbook.attest.checks import Check, Checklist
+from snpbook.attest.parse import SNP, Report, check_format
+from snpbook.attest.roots import Roots
+from snpbook.attest.vek import KDS, VekContent, read_vek
+from snpbook.spec.certificates import HWID_SIZE, ProductLine, product_line
+from snpbook.spec.policy import Tcb
+from snpbook.spec.report import SigningKey
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifiedReport:
+    """A genuine report: signed by a chip, or for a provider, that a pinned root vouches for.
+
+    Only `verify` makes one; `roots` is the name of the root set that it was verified under.
+    """
+
+    report: Report
+    chain: Chain
+    roots: str
+    checks: tuple[Check, ...]
+
+    def __repr__(self) -> str:
+        return f"<VerifiedReport of {self.product}, roots {self.roots}, {self.report.fields.measurement.hex()[:16]}..>"
+
+    @property
+    def product(self) -> str:
+        """The product line of the machine, as in `data/roots`."""
+        return self.chain.product
+
+
+def verify(
+    report: bytes, certificates: Sequence[Certificate], roots: Roots, now: datetime, product: str | None = None
+) -> VerifiedReport:
+    """Make every check of a report's origin, in order.
+
+    `certificates` are of any origin and order; `now` has a time zone; `product` need be named only to insist on it.
+    Raises `NotGenuine` at the first failed check, `MalformedEvidence` for a report that is not 1184 bytes.
+    """
+    parsed, checks = Report.parse(report), Checklist()
+    check_format(parsed, checks)
+    kind = parsed.fields.signing_key
+    checks.require(
+        "report.signed", kind is not SigningKey.NONE, "the report is unsigned", "VCEK or VLEK", kind.name, SNP
+    )
+
+    chain = find_chain(parsed, certificates, roots, product, checks)
+    check_chain(chain, kind, roots, now, checks)
+    content = read_vek(chain.vek, kind, checks)
+    check_signature(parsed, chain.vek.public_key, checks)
+    check_binding(parsed, content, product_line(chain.product), checks)
+    return VerifiedReport(parsed, chain, roots.name, tuple(checks.made))
+
+
+def check_signature(report: Report, key: object, checks: Checklist) -> None:
+    """Check the ECDSA signature over the raw first 672 bytes."""
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    r, s = (int.from_bytes(part, "little") for part in (report.fields.signature_r, report.fields.signature_s))
+    size = max(r, s).bit_length()
+    rule = "a component of the signature is longer than the curve's order"
+    checks.require("report.signature.form", size <= key.key_size, rule, f"{key.key_size} bits", f"{size} bits", SNP)
+    try:
+        key.verify(encode_dss_signature(r, s), report.signed, ec.ECDSA(SHA384()))
+        valid = True
+    except InvalidSignature:
+        valid = False
+    rule = "the report's signature is not by the VEK"
+    checks.require("report.signature", valid, rule, "ECDSA P-384, SHA-384", "valid" if valid else "invalid", SNP)
+
+
+def check_binding(report: Report, content: VekContent, line: ProductLine, checks: Checklist) -> None:
+    """Check that the VEK is for this product, this TCB and this chip."""
+    shape = (content.product_name.split("-")[0], content.struct_version)
+    rule = "the VEK is for another product line"
+    checks.require(
+        "binding.product", shape == (line.name, line.struct_version), rule, line.name, content.product_name, KDS
+    )
+
+    reported, turin = report.fields.reported_tcb, line.struct_version == 1
+    rule = "the VEK is for another TCB than the report's"
+    expected, found = Tcb.from_int(reported, turin), Tcb.from_int(content.tcb, turin)
+    checks.require("binding.tcb", content.tcb == reported, rule, str(expected), str(found), KDS)
+
+    chip = report.fields.chip_id
+    if content.hwid is None:
+        checks.skip("binding.chip_id", f"a VLEK is no chip's: it is for {content.csp_id}", KDS)
+    elif not any(chip):
+        checks.skip("binding.chip_id", "the host masks CHIP_ID", SNP)
+    else:
+        met = len(content.hwid) == line.hwid_size and content.hwid.ljust(HWID_SIZE, b"\0") == chip
+        checks.require("binding.chip_id", met, "the VEK is for another chip", chip, content.hwid, KDS)

@@ -1,0 +1,56 @@
+"""The exit codes of the command line, and the errors that carry them.
+
+Scripts rely on these numbers. A command raises one of the classes below; `snpbook.cli.main` alone turns it into one
+or two lines on standard error and the exit code. Wrong usage is click's own `UsageError` and ends with 64.
+"""
+
+from enum import IntEnum
+from pathlib import Path
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAILED = 1
+    MALFORMED = 2
+    NOT_GENUINE = 3
+    REFUSED = 4
+    USAGE = 64
+    INTERRUPTED = 130
+
+
+class CliError(Exception):
+    """A command that ends without its result: `problem` names the file and what is wrong, `remedy` what to do."""
+
+    code = Exit.FAILED
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
+
+class Malformed(CliError):
+    """The input cannot be read: missing, wrong length, or its outer form (hex, PEM armour, outermost DER) is broken."""
+
+    code = Exit.MALFORMED
+
+
+class NotGenuine(CliError):
+    """The evidence was read, and it is not what it claims to be."""
+
+    code = Exit.NOT_GENUINE
+
+
+class RefusedByPolicy(CliError):
+    """The evidence is genuine, and the policy does not want it."""
+
+    code = Exit.REFUSED
+
+
+def read_input(path: str | Path) -> bytes:
+    """The bytes of a file that the user named; `Malformed` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Malformed(f"{path}: cannot be read ({error.strerror})", "Check the path and its permissions.") from error

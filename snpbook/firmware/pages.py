@@ -1,0 +1,118 @@
+"""Page states in the firmware's eyes: looking them up, demanding them, moving pages between them.
+
+Only this file writes RMP entries on the firmware's behalf. Source: SNP ABI, page states; firmware
+1.55.25 for the codes of bad addresses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from snpbook.hardware.dram import Words
+from snpbook.hardware.rmp import U64, decode_states
+from snpbook.spec import rmp as spec
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
+from snpbook.spec.rmp import ASSIGNED, IMMUTABLE, LOCK, VALIDATED
+from snpbook.spec.status import FirmwareRefusal, Status, require
+
+if TYPE_CHECKING:
+    from snpbook.firmware.processor import SecureProcessor
+
+ADDRESS_LIMIT = spec.FIRMWARE_ADDRESS_LIMIT
+
+
+def check_address(psp: SecureProcessor, spa: int, size: int, name: str, *, lookup: bool = True) -> int:
+    """A buffer that the firmware is asked to touch: the address without the C-bit, if it may.
+
+    `lookup` is for addresses whose page state is wanted: inside the RMP those are INVALID_PARAM,
+    mere data accesses INVALID_ADDRESS.
+    """
+    spa &= ~(1 << psp.machine.product.c_bit)
+    end = spa + size
+    require(end <= ADDRESS_LIMIT, Status.INVALID_ADDRESS, f"{name} is below the address limit", ADDRESS_LIMIT, spa)
+    rmp, tseg = psp.machine.rmp.where, psp.machine.map.tseg
+    inside = spa <= rmp.end and end > rmp.base
+    status = Status.INVALID_PARAM if lookup else Status.INVALID_ADDRESS
+    require(not inside, status, f"{name} is not inside the RMP", "elsewhere", spa)
+    require(end <= tseg[0] or spa >= tseg[1], Status.INVALID_ADDRESS, f"{name} is not in TSEG", "elsewhere", spa)
+    pages = range(spa >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)
+    whole = psp.machine.is_dram(pages[0]) and psp.machine.is_dram(pages[-1])
+    require(whole, Status.INVALID_CONFIG, f"{name} lies in DRAM", "DRAM", spa)
+    return spa
+
+
+def state_of(psp: SecureProcessor, spa: int) -> PageState:
+    """The state of the page at an address that `check_address` has passed; Default without an entry."""
+    page = spa >> PAGE_SHIFT
+    if page >= psp.machine.rmp.entries:
+        return PageState.DEFAULT
+    return PageState(int(decode_states(psp.machine.rmp.effective(np.array([page], U64)))[0]))
+
+
+def require_state(psp: SecureProcessor, spa: int, name: str, *allowed: PageState) -> None:
+    """INVALID_PAGE_STATE unless the page is in one of the states."""
+    found = state_of(psp, spa)
+    wanted = " or ".join(state.name for state in allowed)
+    require(found in allowed, Status.INVALID_PAGE_STATE, f"state of {name}", wanted, found.name)
+
+
+def require_small(psp: SecureProcessor, spa: int, name: str) -> None:
+    """INVALID_PAGE_SIZE where the page lies in a 2 MB entry."""
+    entry = psp.machine.rmp.effective(np.array([spa >> PAGE_SHIFT], U64))
+    require(not int(entry[0, 0]) & spec.LARGE, Status.INVALID_PAGE_SIZE, f"RMP page size of {name}", "4K", "2M")
+
+
+def writable(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
+    """An output buffer of an SNP command: within one page, and Firmware or Default once SNP is on."""
+    require(spa % PAGE_SIZE + size <= PAGE_SIZE, Status.INVALID_PARAM, f"{name} stays in one page", size, spa)
+    spa = check_address(psp, spa, size, name)
+    if psp.initialised:
+        require_state(psp, spa, name, PageState.FIRMWARE, PageState.DEFAULT)
+    return spa
+
+
+def make_context(psp: SecureProcessor, spa: int) -> None:
+    """Firmware -> Context."""
+    _rewrite(psp, spa, ASSIGNED | IMMUTABLE | LOCK | spec.VMSA)
+
+
+def make_firmware(psp: SecureProcessor, spa: int) -> None:
+    """Context -> Firmware."""
+    _rewrite(psp, spa, ASSIGNED | IMMUTABLE | LOCK)
+
+
+def make_guest_valid(psp: SecureProcessor, pages: Words, permissions: tuple[int, int, int], vmsa: bool) -> None:
+    """Pre-Guest -> Guest-Valid, with the permissions of VMPL1 to VMPL3; VMPL0's stay."""
+    entries = psp.machine.rmp.load(pages).copy()
+    entries[:, 0] &= ~U64(IMMUTABLE | LOCK)
+    entries[:, 0] |= U64(VALIDATED | spec.VMSA * vmsa)
+    vmpl1, vmpl2, vmpl3 = permissions
+    entries[:, 1] &= U64(0xFF)
+    entries[:, 1] |= U64(vmpl1 << 8 | vmpl2 << 16 | vmpl3 << 24)
+    psp.machine.rmp.store(pages, entries)
+
+
+def reclaim(psp: SecureProcessor, pages: Words) -> None:
+    """Hand pages back to the hypervisor: Firmware and Metadata become Reclaim, Pre-Guest Guest-Invalid,
+    Pre-Swap Guest-Valid; all by clearing Immutable and Lock."""
+    entries = psp.machine.rmp.load(pages).copy()
+    entries[:, 0] &= ~U64(IMMUTABLE | LOCK)
+    psp.machine.rmp.store(pages, entries)
+
+
+def _rewrite(psp: SecureProcessor, spa: int, low: int) -> None:
+    page = np.array([spa >> PAGE_SHIFT], U64)
+    entry = psp.machine.rmp.load(page).copy()
+    entry[0, 0] = entry[0, 0] & U64(spec.SUBPAGES) | U64(low)
+    psp.machine.rmp.store(page, entry)
+
+
+def first_refusal(failed: list[tuple[FirmwareRefusal, np.ndarray[tuple[int], np.dtype[np.bool_]]]], count: int) -> tuple[int, FirmwareRefusal | None]:
+    """Of checks in order, each with the pages that fail it: the first page that fails any, and its first check."""
+    stop, reason = count, None
+    for refusal, where in failed:
+        if where.any() and (index := int(np.argmax(where))) < stop:
+            stop, reason = index, refusal
+    return stop, reason

@@ -1,0 +1,155 @@
+"""The RMP checks on memory accesses, in the order of APM2 15.36.10 (table 15-39).
+
+Each function answers for many pages at once with one `Access` value a page: the first check that
+fails. What a failure becomes (#PF, #NPF, #VC) is the core's business. Nothing here changes state.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpbook.hardware.dram import Pages, Words
+from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, chunks
+from snpbook.spec import rmp as spec
+from snpbook.spec.pages import PAGES_PER_LARGE, VmplPermission
+
+
+class Access(IntEnum):
+    """The result of the checks on one page: granted, or the first check that failed."""
+
+    GRANTED = 0
+    NOT_HYPERVISOR_OWNED = 1
+    NOT_COVERED = 2
+    NOT_GUEST_OWNED = 3
+    REVERSE_MAP = 4
+    IMMUTABLE = 5
+    PAGE_SIZE = 6
+    NOT_VALIDATED = 7
+    VMPL = 8
+
+
+_IDENTITY = U64(spec.ASSIGNED | spec.ASID | spec.GFN | spec.IMMUTABLE | spec.LARGE | spec.VALIDATED)
+_GFN, _ASID, _FLAGS = U64(spec.GFN), U64(spec.ASID), U64(spec.ASSIGNED | spec.VALIDATED)
+
+
+def check_guest(
+    rmp: Rmp,
+    pages: Pages,
+    gfns: Pages,
+    asid: int,
+    vmpl: int = 0,
+    need: VmplPermission = VmplPermission.READ,
+    *,
+    large: bool = False,
+    owner_only: bool = False,
+) -> NDArray[np.uint8]:
+    """A private access of an SNP guest to system pages that map its pages `gfns`.
+
+    `large` says that the nested mapping is a 2 MB one. `owner_only` stops after Mutable, as
+    PVALIDATE does. Returns `Access` values (n,).
+    """
+    result = np.zeros(len(pages), np.uint8)
+    wanted = U64(spec.ASSIGNED | spec.VALIDATED | spec.LARGE * large | asid << spec.ASID_SHIFT)
+    need_bits = U64(int(need) << 8 * vmpl)
+    scratch = np.empty((2, min(len(pages), CHUNK)), U64)
+    start = 0
+    for chunk, guest in zip(chunks(pages), chunks(gfns), strict=True):
+        stop = start + len(chunk)
+        last = int(chunk[-1]) if isinstance(chunk, range) else int(chunk.max())
+        if last < rmp.entries and not (large or owner_only):
+            # Nearly every access is granted: one comparison of the whole entry answers for all.
+            entries = rmp.load(chunk)
+            expected, differs = scratch[0, : len(chunk)], scratch[1, : len(chunk)]
+            np.left_shift(_numbers(guest), U64(spec.GFN_SHIFT), out=expected)
+            np.bitwise_xor(expected, entries[:, 0], out=differs)
+            np.bitwise_xor(differs, wanted, out=differs)
+            np.bitwise_and(differs, _IDENTITY, out=differs)
+            np.bitwise_and(entries[:, 1], need_bits, out=expected)
+            np.bitwise_xor(expected, need_bits, out=expected)
+            np.bitwise_or(differs, expected, out=differs)
+            if not differs.any():
+                start = stop
+                continue
+        numbers = np.asarray(chunk, U64)
+        result[start:stop] = _explain(rmp, numbers, _numbers(guest), asid, need_bits, large, owner_only)
+        start = stop
+    return result
+
+
+def _numbers(pages: Pages) -> Words:
+    return np.arange(pages.start, pages.stop, pages.step, dtype=U64) if isinstance(pages, range) else pages
+
+
+def _explain(
+    rmp: Rmp, pages: Words, gfns: Words, asid: int, need_bits: np.uint64, large: bool, owner_only: bool
+) -> NDArray[np.uint8]:
+    covered = pages < U64(rmp.entries)
+    entries = np.zeros((len(pages), 2), U64)
+    entries[covered] = rmp.effective(pages[covered])
+    low = entries[:, 0]
+    is_large = low & U64(spec.LARGE) != 0
+    owner = U64(spec.ASSIGNED | asid << spec.ASID_SHIFT)
+    checks = [
+        (Access.NOT_COVERED, ~covered),
+        (Access.NOT_GUEST_OWNED, low & U64(spec.ASSIGNED | spec.ASID) != owner),
+        (Access.REVERSE_MAP, (low & _GFN) >> U64(spec.GFN_SHIFT) != gfns),
+        (Access.IMMUTABLE, low & U64(spec.IMMUTABLE) != 0),
+    ]
+    if not owner_only:
+        checks += [
+            (Access.PAGE_SIZE, is_large != large),
+            (Access.NOT_VALIDATED, low & U64(spec.VALIDATED) == 0),
+            (Access.VMPL, entries[:, 1] & need_bits != need_bits),
+        ]
+    return np.select([failed for _, failed in checks], [code for code, _ in checks], Access.GRANTED).astype(np.uint8)
+
+
+def check_write(rmp: Rmp, pages: Pages, *, large: bool = False) -> NDArray[np.uint8]:
+    """A write by the host, a non-SNP guest or a device, or a shared write of an SNP guest.
+
+    With `large` the page numbers name 2 MB mappings: none of the 512 pages may be assigned.
+    """
+    numbers = _numbers(pages)
+    result = np.zeros(len(numbers), np.uint8)
+    covered = numbers < U64(rmp.entries)
+    inside = numbers[covered]
+    low = rmp.load(inside)[:, 0]
+    owned = low & U64(spec.ASSIGNED) != 0
+    head = rmp.load(inside & ~LARGE_MASK)[:, 0]
+    owned |= head & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
+    if large:
+        owned |= head & U64(spec.SUBPAGES) != 0
+    result[covered] = np.where(owned, Access.NOT_HYPERVISOR_OWNED, Access.GRANTED)
+    return result
+
+
+def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: int) -> int:
+    """`check_guest` of one 4 KB mapping on plain integers; same rules, the same property test."""
+    words = rmp.words
+    assert words is not None
+    if page >= rmp.entries:
+        return Access.NOT_COVERED
+    index = 2 * page
+    low, high = words[index], words[index + 1]
+    if (low ^ (_GRANTED_FLAGS | gfn << spec.GFN_SHIFT | asid << spec.ASID_SHIFT)) & _IDENTITY_INT == 0:
+        return Access.GRANTED if high >> 8 * vmpl & need == need else Access.VMPL
+    base = index & ~(2 * PAGES_PER_LARGE - 1)
+    if words[base] & (spec.ASSIGNED | spec.LARGE) == spec.ASSIGNED | spec.LARGE:
+        low, high = words[base] + ((page & (PAGES_PER_LARGE - 1)) << spec.GFN_SHIFT), words[base + 1]
+    if low & (spec.ASSIGNED | spec.ASID) != spec.ASSIGNED | asid << spec.ASID_SHIFT:
+        return Access.NOT_GUEST_OWNED
+    if low & spec.GFN != gfn << spec.GFN_SHIFT:
+        return Access.REVERSE_MAP
+    if low & spec.IMMUTABLE:
+        return Access.IMMUTABLE
+    if low & spec.LARGE:
+        return Access.PAGE_SIZE
+    if not low & spec.VALIDATED:
+        return Access.NOT_VALIDATED
+    return Access.VMPL  # the comparison above would have granted everything else
+
+
+_IDENTITY_INT, _GRANTED_FLAGS = int(_IDENTITY), spec.ASSIGNED | spec.VALIDATED

@@ -1,0 +1,152 @@
+"""DRAM: what the DIMMs hold, at the address where the memory controller finds it.
+
+Physical address = array index: one private anonymous mapping from 0 to the top of installed memory,
+which costs nothing until touched; where the system refuses such a mapping, a dictionary of 2 MB
+regions serves the same interface. Private pages are ciphertext here. Views handed out are
+read-only: every change goes through `edit`, `write` or `scatter`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE, PAGES_PER_LARGE
+
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+Pages = range | NDArray[np.uint64]
+"""Physical page numbers: a run (`range` with step 1, or 512 for 2 MB pages) or any array of them."""
+
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # in Python's module from 3.13 on
+
+
+class Dram:
+    """Installed memory of `size` bytes, a multiple of 2 MB. `mapping=False` uses the dictionary."""
+
+    def __init__(self, size: int, *, mapping: bool = True) -> None:
+        if size <= 0 or size % LARGE_PAGE_SIZE:
+            raise ValueError(f"size = {size:#x}: DRAM is a positive multiple of {LARGE_PAGE_SIZE:#x} bytes")
+        self.size = size
+        self._region = _map(size) if mapping else None
+        self._flat = None if self._region is None else np.frombuffer(self._region, np.uint8)
+        self._regions: dict[int, Bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"Dram({self.size >> 20} MiB, {'dictionary' if self._flat is None else 'mapping'})"
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the whole of memory is one array."""
+        return self._flat is not None
+
+    def _check(self, spa: int, size: int) -> None:
+        if spa < 0 or size < 0 or spa + size > self.size:
+            raise ValueError(f"spa = {spa:#x}, size = {size:#x}: outside DRAM of {self.size:#x} bytes")
+
+    def edit(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
+        """Writable pieces of a range, each with its offset in the range: one piece in the mapping,
+        pieces within 2 MB regions in the dictionary."""
+        self._check(spa, size)
+        if self._flat is not None:
+            yield 0, self._flat[spa : spa + size]
+            return
+        offset = 0
+        while offset < size:
+            number, start = divmod(spa + offset, LARGE_PAGE_SIZE)
+            length = min(size - offset, LARGE_PAGE_SIZE - start)
+            yield offset, self._at(number)[start : start + length]
+            offset += length
+
+    def pieces(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
+        """Read-only views of a range, in the pieces of `edit`."""
+        for offset, piece in self.edit(spa, size):
+            view = piece.view()
+            view.flags.writeable = False
+            yield offset, view
+
+    def read(self, spa: int, size: int) -> bytes:
+        """A copy of the raw bytes, as a host without the key reads them."""
+        return b"".join(piece.tobytes() for _, piece in self.pieces(spa, size))
+
+    def write(self, spa: int, data: bytes | bytearray | memoryview | Bytes) -> None:
+        """Store raw bytes."""
+        source = np.frombuffer(data, np.uint8)
+        for offset, piece in self.edit(spa, source.size):
+            piece[:] = source[offset : offset + piece.size]
+
+    def zero(self, spa: int, size: int) -> None:
+        """Store zeros in whole pages; the mapping gives their memory back to the system."""
+        if spa % PAGE_SIZE or size % PAGE_SIZE:
+            raise ValueError(f"spa = {spa:#x}, size = {size:#x}: whole pages are zeroed")
+        self._check(spa, size)
+        if self._region is not None:
+            self._region.madvise(mmap.MADV_DONTNEED, spa, size)
+            return
+        for number in range(spa // LARGE_PAGE_SIZE, -(-(spa + size) // LARGE_PAGE_SIZE)):
+            if number in self._regions:
+                start = number * LARGE_PAGE_SIZE
+                self._regions[number][max(spa - start, 0) : max(spa + size - start, 0)] = 0
+
+    def gather(self, pages: Pages) -> Bytes:
+        """Whole 4 KB pages as an array (n, 4096): a read-only view for a run in the mapping, else a copy."""
+        if self._flat is not None:
+            table = self._flat.reshape(-1, PAGE_SIZE)
+            view = table[as_slice(pages)] if isinstance(pages, range) else table[pages]
+            view.flags.writeable = False
+            return view
+        numbers = np.asarray(pages, np.uint64)
+        result = np.empty((len(numbers), PAGE_SIZE), np.uint8)
+        for where, region, index in self._by_region(numbers):
+            result[where] = region[index]
+        return result
+
+    def scatter(self, pages: Pages, data: Bytes) -> None:
+        """Store whole 4 KB pages from an array (n, 4096)."""
+        if self._flat is not None:
+            index = as_slice(pages) if isinstance(pages, range) else pages
+            self._flat.reshape(-1, PAGE_SIZE)[index] = data
+            return
+        for where, region, index in self._by_region(np.asarray(pages, np.uint64)):
+            region[index] = data[where]
+
+    def words(self, addresses: Words) -> Words:
+        """The little-endian 64-bit words at 8-byte aligned addresses (any shape), as page walks read them."""
+        if self._flat is not None:
+            return self._flat.view("<u8")[addresses >> np.uint64(3)]
+        result = np.empty_like(addresses)
+        regions = addresses // np.uint64(LARGE_PAGE_SIZE)
+        for number in np.unique(regions):
+            where = regions == number
+            index = (addresses[where] % np.uint64(LARGE_PAGE_SIZE)) >> np.uint64(3)
+            result[where] = self._at(int(number)).view("<u8")[index]
+        return result
+
+    def _at(self, number: int) -> Bytes:
+        if number not in self._regions:
+            self._regions[number] = np.zeros(LARGE_PAGE_SIZE, np.uint8)
+        return self._regions[number]
+
+    def _by_region(self, pages: Words) -> Iterator[tuple[NDArray[np.bool_], Bytes, Words]]:
+        regions = pages // np.uint64(PAGES_PER_LARGE)
+        for number in np.unique(regions):
+            where = regions == number
+            yield where, self._at(int(number)).reshape(-1, PAGE_SIZE), pages[where] % np.uint64(PAGES_PER_LARGE)
+
+
+def _map(size: int) -> mmap.mmap | None:
+    """`size` zero bytes that take memory only where written, or None where the system refuses."""
+    try:
+        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        region.madvise(mmap.MADV_NOHUGEPAGE)  # one written byte must not cost 2 MB
+    except (OSError, AttributeError):  # strict overcommit, an address-space limit, another system
+        return None
+    return region
+
+
+def as_slice(pages: range) -> slice:
+    """The same run as an index of an array with one row per page."""
+    return slice(pages.start, pages.stop, pages.step)

@@ -1,0 +1,126 @@
+"""What the host can do: the one door between host software and the silicon.
+
+Host code holds a `HostCpu` and nothing else of the machine: reads give raw DRAM, writes are checked
+against the RMP, RMPUPDATE and VMRUN are instructions, the mailbox is registers. Sources: APM2 15.36.10.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snpbook.hardware.checks import Access, check_write
+from snpbook.hardware.dram import Bytes, Pages, Words
+from snpbook.hardware.executor import CoroutineExecutor
+from snpbook.hardware.exits import Exit, HostPageFault
+from snpbook.hardware.instructions import Codes, NewState, rmpupdate
+from snpbook.hardware.machine import Machine, MemoryMap
+from snpbook.hardware.rmp import decode_states
+from snpbook.hardware.vmrun import vmrun
+from snpbook.spec.commands import MailboxRegister
+from snpbook.spec.layout import Record
+from snpbook.spec.msr import Msr
+from snpbook.spec.pages import PAGE_SHIFT, PageState
+from snpbook.spec.products import Product
+from snpbook.trace import Instruction, Trace
+
+
+class HostCpu:
+    """A host CPU in 64-bit mode at CPL 0, and through it the devices that its software drives."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def __repr__(self) -> str:
+        return f"HostCpu({self._machine!r})"
+
+    @property
+    def product(self) -> Product:
+        """What CPUID tells of the chip."""
+        return self._machine.product
+
+    @property
+    def memory_map(self) -> MemoryMap:
+        """What the BIOS tells of memory."""
+        return self._machine.map
+
+    @property
+    def trace(self) -> Trace:
+        return self._machine.trace
+
+    @property
+    def cores(self) -> range:
+        return range(len(self._machine.cores))
+
+    def read(self, spa: int, size: int) -> bytes:
+        """Raw bytes: a private page reads as ciphertext. Reads are never checked."""
+        return self._machine.dram.read(spa, size)
+
+    def write(self, spa: int, data: bytes | Bytes) -> None:
+        """Store bytes; `HostPageFault` where a page is not the hypervisor's, and then nothing is stored."""
+        source = np.frombuffer(data, np.uint8)
+        self._check(range(spa >> PAGE_SHIFT, (spa + source.size - 1 >> PAGE_SHIFT) + 1))
+        self._machine.dram.write(spa, source)
+
+    def write_pages(self, pages: Pages, data: Bytes) -> None:
+        """Store whole pages (n, 4096), under the same check."""
+        self._check(pages)
+        self._machine.dram.scatter(pages, data)
+
+    def read_pages(self, pages: Pages) -> Bytes:
+        """Raw whole pages (n, 4096)."""
+        return self._machine.dram.gather(pages)
+
+    def _check(self, pages: Pages) -> None:
+        if not self._machine.snp_enabled:
+            return
+        found = check_write(self._machine.rmp, pages)
+        if found.any():
+            page = int(pages[int(np.argmax(found != Access.GRANTED))])
+            state = PageState(int(decode_states(self._machine.rmp.load(np.array([page], np.uint64)))[0]))
+            rule = "a host write needs a page of the hypervisor"
+            raise HostPageFault(page << PAGE_SHIFT, rule, PageState.HYPERVISOR.name, state.name)
+
+    def rmpupdate(self, pages: Pages, gfns: Pages, new: NewState) -> Codes:
+        """Execute RMPUPDATE for each page: return codes, one per page."""
+        trace, rmp = self._machine.trace, self._machine.rmp
+        before = rmp.peek(pages) if trace else None
+        codes = rmpupdate(rmp, pages, gfns, new)
+        if before is not None:
+            after = rmp.peek(pages)
+            trace.emit(
+                Instruction(name="RMPUPDATE", actor="host", pages=pages, status=codes, before=before, after=after)
+            )
+        return codes
+
+    def rmp_entry(self, page: int) -> Record:
+        """The entry of a page, read from the table in memory as Linux does."""
+        return self._machine.rmp.entry(page)
+
+    def rmp_words(self, pages: Pages) -> Words:
+        """Raw entries (n, 2), read from the table in memory."""
+        return self._machine.rmp.load(pages)
+
+    def rdmsr(self, msr: Msr, core: int = 0) -> int:
+        return self._machine.cores[core].rdmsr(msr)
+
+    def wrmsr(self, msr: Msr, value: int, core: int) -> None:
+        self._machine.cores[core].wrmsr(msr, value)
+
+    def wbinvd(self) -> None:
+        """Write back and invalidate the caches of every core."""
+        for core in self._machine.cores:
+            core.wbinvd_done = True
+
+    def mailbox_read(self, register: MailboxRegister) -> int:
+        return self._machine.mailbox.read(register)
+
+    def mailbox_write(self, register: MailboxRegister, value: int) -> None:
+        self._machine.mailbox.write(register, value)
+
+    def mailbox_repeat(self, command: int, pages: range) -> int:
+        """One command for each page of a run: how many succeeded (see `Mailbox.repeat`)."""
+        return self._machine.mailbox.repeat(command, pages)
+
+    def vmrun(self, vmcb_spa: int, executor: CoroutineExecutor, vcpu: str) -> Exit:
+        """Execute VMRUN."""
+        return vmrun(self._machine, vmcb_spa, executor, vcpu)

@@ -1,0 +1,183 @@
+"""The reverse map table: one 16-byte entry for each page of DRAM, in DRAM itself.
+
+The table is the part of memory between RMP_BASE and RMP_END; entries are seen as `uint64[n, 2]`, bit
+for bit as the hardware keeps them. This file reads and writes raw entries and names their states;
+who may change what is decided by the instructions and by the firmware. Sources: PPR, APM2 15.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpbook.hardware.dram import Dram, Pages, Words, as_slice
+from snpbook.spec import rmp as spec
+from snpbook.spec.layout import Record
+from snpbook.spec.pages import PAGES_PER_LARGE, PageState
+
+CHUNK = 16384
+"""Entries per step of a long operation: 256 KB, which stay in the second-level cache."""
+
+U64 = np.uint64
+LARGE_MASK = U64(PAGES_PER_LARGE - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RmpRange:
+    """RMP_BASE and RMP_END: the first and the last byte of the table."""
+
+    base: int
+    end: int
+
+    @property
+    def entries(self) -> int:
+        """Pages that have an entry."""
+        return (self.end + 1 - self.base - spec.BOOKKEEPING_SIZE) // spec.ENTRY_SIZE
+
+
+class Rmp:
+    """The table of a machine. Page numbers beyond `entries` have no entry: Default pages."""
+
+    def __init__(self, dram: Dram, where: RmpRange) -> None:
+        self.dram, self.where = dram, where
+        self.entries = where.entries
+        self._first = where.base + spec.BOOKKEEPING_SIZE
+        self._table: Words | None = None
+        self.words: memoryview | None = None
+        """The table as 64-bit words for the one-page path; None in the dictionary."""
+        if dram.mapped:
+            _, piece = next(dram.edit(self._first, self.entries * spec.ENTRY_SIZE))
+            self._table = piece.view("<u8").reshape(-1, 2)
+            self.words = memoryview(piece).cast("B").cast("Q")
+
+    def __repr__(self) -> str:
+        return f"Rmp({self.where.base:#x}-{self.where.end:#x}, {self.entries} entries)"
+
+    def load(self, pages: Pages) -> Words:
+        """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy."""
+        if self._table is not None:
+            return self._table[as_slice(pages) if isinstance(pages, range) else pages]
+        numbers = np.asarray(pages, U64)
+        address = U64(self._first) + numbers * U64(spec.ENTRY_SIZE)
+        return np.stack([self.dram.words(address), self.dram.words(address + U64(8))], axis=1)
+
+    def store(self, pages: Pages, entries: Words) -> None:
+        """Write raw entries (n, 2) of covered pages; no checks."""
+        if self._table is not None:
+            self._table[as_slice(pages) if isinstance(pages, range) else pages] = entries
+            return
+        numbers = np.asarray(pages, U64)
+        for start, stop in _runs(numbers):
+            self.dram.write(self._first + int(numbers[start]) * spec.ENTRY_SIZE, entries[start:stop].tobytes())
+
+    def fill(self, pages: range, low: int) -> None:
+        """Give a run of pages the same first quadword and an empty second one: how the firmware builds the table."""
+        value = np.array([low, 0], U64)
+        for _, piece in self.dram.edit(self._first + pages.start * spec.ENTRY_SIZE, len(pages) * spec.ENTRY_SIZE):
+            piece.view("<u8").reshape(-1, 2)[:] = value
+
+    def peek(self, pages: Pages) -> Words:
+        """A copy of raw entries (n, 2) of any pages; those without an entry read as zero."""
+        numbers = np.asarray(pages, U64)
+        covered = numbers < U64(self.entries)
+        entries = np.zeros((len(numbers), 2), U64)
+        entries[covered] = self.load(numbers[covered])
+        return entries
+
+    def entry(self, page: int) -> Record:
+        """One entry, decoded."""
+        return spec.RMP_ENTRY.unpack(self.load(np.array([page], U64)).tobytes())
+
+    def effective(self, pages: Words) -> Words:
+        """The entries that answer for pages: inside a 2 MB entry that entry, its GPA moved along.
+
+        Source: APM2 15.36.10 (which entry answers: inferred from RMPUPDATE and PSMASH).
+        """
+        entries = self.load(pages).copy()
+        base = self.load(pages & ~LARGE_MASK)
+        large = base[:, 0] & U64(spec.LARGE | spec.ASSIGNED) == U64(spec.LARGE | spec.ASSIGNED)
+        if large.any():
+            offset = (pages[large] & LARGE_MASK) << U64(spec.GFN_SHIFT)
+            entries[large] = base[large]
+            entries[large, 0] += offset
+        return entries
+
+    def counters(self, asid: int) -> int:
+        """Pages of 4 KB assigned to a guest's ASID, from the bookkeeping area."""
+        return int(self.dram.words(np.array([self.where.base + 8 * asid], U64))[0])
+
+    def count(self, asid: NDArray[np.int64], delta: NDArray[np.int64]) -> None:
+        """Add to the counters of assigned pages; ASID 0, the firmware, is not counted."""
+        change = np.bincount(asid, delta, minlength=1).astype(np.int64)
+        for number in np.flatnonzero(change[1:]) + 1:
+            value = self.counters(int(number)) + int(change[number])
+            self.dram.write(self.where.base + 8 * int(number), value.to_bytes(8, "little"))
+
+    def states(self, pages: range) -> NDArray[np.uint8]:
+        """One `PageState` per page of a run, as the firmware would name it; beyond the table Default."""
+        result = np.full(len(pages), PageState.DEFAULT, np.uint8)
+        covered = pages[: max(min(pages.stop, self.entries) - pages.start, 0)]
+        for chunk in chunks(covered):
+            start = chunk.start - pages.start
+            numbers = np.arange(chunk.start, chunk.stop, dtype=U64)
+            result[start : start + len(chunk)] = decode_states(self.effective(numbers))
+        return result
+
+
+def decode_states(entries: Words) -> NDArray[np.uint8]:
+    """The page state of each raw entry (SNP ABI, page states; firmware 1.55.25's decoding)."""
+    low = entries[:, 0]
+    assigned, immutable = low & U64(spec.ASSIGNED) != 0, low & U64(spec.IMMUTABLE) != 0
+    owned, validated = low & U64(spec.ASID) != 0, low & U64(spec.VALIDATED) != 0
+    locked, vmsa = low & U64(spec.LOCK) != 0, low & U64(spec.VMSA) != 0
+    gfn = (low & U64(spec.GFN)) >> U64(spec.GFN_SHIFT)
+    tag, number = gfn >> U64(spec.GFN_TAG_SHIFT), gfn & U64((1 << spec.GFN_TAG_SHIFT) - 1)
+    plain = ~owned & ~validated
+    fixed = assigned & plain & immutable
+    return np.select(
+        [
+            ~assigned & plain & ~immutable,
+            ~assigned & plain & immutable,
+            fixed & (gfn == 0) & ~vmsa,
+            fixed & (gfn == 0) & vmsa,
+            fixed & (tag == spec.GFN_TAG_IOMMU) & (number == 1) & ~vmsa,
+            fixed & (tag == spec.GFN_TAG_METADATA) & (number > 0),
+            assigned & plain & ~immutable & ~locked,
+            assigned & owned & immutable & ~validated,
+            assigned & owned & immutable & validated,
+            assigned & owned & ~immutable & ~validated,
+            assigned & owned & ~immutable & validated,
+        ],
+        [
+            PageState.HYPERVISOR,
+            PageState.HV_FIXED,
+            PageState.FIRMWARE,
+            PageState.CONTEXT,
+            PageState.FIRMWARE_IOMMU,
+            PageState.METADATA,
+            PageState.RECLAIM,
+            PageState.PRE_GUEST,
+            PageState.PRE_SWAP,
+            PageState.GUEST_INVALID,
+            PageState.GUEST_VALID,
+        ],
+        PageState.INVALID,
+    ).astype(np.uint8)
+
+
+def chunks(pages: Pages, size: int = CHUNK) -> Iterator[Pages]:
+    """A long operation in steps of at most `size` pages."""
+    for start in range(0, len(pages), size):
+        yield pages[start : start + size]
+
+
+def _runs(numbers: Words) -> Iterator[tuple[int, int]]:
+    """Maximal stretches of consecutive page numbers, as index pairs."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    bounds = [0, *breaks.tolist(), len(numbers)]
+    return zip(bounds, bounds[1:], strict=False) if len(numbers) else iter(())
+
+

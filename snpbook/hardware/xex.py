@@ -1,0 +1,114 @@
+"""XEX-AES-128, the memory cipher of Milan: C = E(P ^ T(p)) ^ T(p) for the 16-byte block at address p.
+
+T is linear: the XOR of one 16-byte constant t_i for every set address bit i >= 4. Form and linearity are published
+for Naples (SEVurity, table I); that Milan keeps them, and how constants are drawn, is unconfirmed (MODEL).
+"""
+
+from __future__ import annotations
+
+from hashlib import shake_256
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+from snpbook.hardware.cipher import BLOCK_SIZE, PAGE_WORDS, STEP_PAGES, MemoryKey, whiten
+from snpbook.hardware.dram import Bytes, Words
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+
+_BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
+_WINDOW = STEP_PAGES * PAGE_SIZE  # an aligned range whose tweaks differ from another's by one constant
+_WINDOW_BITS = _WINDOW.bit_length() - 1
+_TABLE_BITS = 12  # page numbers are looked up in three tables
+_ADDRESS_BITS = PAGE_SHIFT + 3 * _TABLE_BITS
+
+
+class Xex:
+    """The cipher of one machine: the address constants, drawn from `seed` once and shared by all keys."""
+
+    key_size = 16
+    address_limit = 1 << _ADDRESS_BITS
+
+    def __init__(self, seed: bytes) -> None:
+        drawn = shake_256(b"address tweak" + seed).digest(BLOCK_SIZE * (_ADDRESS_BITS - _BLOCK_BITS))
+        self.constants = [drawn[i : i + BLOCK_SIZE] for i in range(0, len(drawn), BLOCK_SIZE)]
+        """t_4, t_5, ... of the address bits from 4 up."""
+        words = np.frombuffer(drawn, np.uint64).reshape(-1, 2)
+        tables = (words[PAGE_SHIFT - _BLOCK_BITS + i * _TABLE_BITS :][:_TABLE_BITS] for i in range(3))
+        self._page_tables = [_sums(table).view(np.complex128).reshape(-1) for table in tables]
+        self._window_tweaks = _sums(words[: _WINDOW_BITS - _BLOCK_BITS]).reshape(-1)
+        self._window_constants = [int.from_bytes(t, "little") for t in self.constants[_WINDOW_BITS - _BLOCK_BITS :]]
+        self._tweak: Words = np.empty(STEP_PAGES * PAGE_WORDS, np.uint64)
+        # The same memory as 16-byte values: NumPy repeats complex numbers fast and pairs of words slowly.
+        self._tweak_blocks = self._tweak.view(np.complex128)
+
+    def key(self, key: bytes) -> MemoryKey:
+        """The two directions under a 16-byte key."""
+        cipher = Cipher(algorithms.AES(key), modes.ECB())
+        return MemoryKey(_XexTransform(self, cipher.encryptor()), _XexTransform(self, cipher.decryptor()))
+
+    def window_tweaks(self, spa: int, size: int) -> Words:
+        """The tweaks of a range that lies in one window: those of the first window, and one constant."""
+        window, offset = divmod(spa, _WINDOW)
+        tweak = self._tweak[: size // 8]
+        self._tweak_blocks[: size // BLOCK_SIZE] = self._window_constant(window)
+        return np.bitwise_xor(tweak, self._window_tweaks[offset // 8 : (offset + size) // 8], out=tweak)
+
+    def page_tweaks(self, constants: NDArray[np.complex128]) -> Words:
+        """The tweaks of up to `STEP_PAGES` pages, from their `page_constants`."""
+        tweak = self._tweak[: len(constants) * PAGE_WORDS]
+        tweak.view(np.complex128).reshape(len(constants), -1)[:] = constants
+        return np.bitwise_xor(tweak, self._window_tweaks[: tweak.size], out=tweak)
+
+    def page_constants(self, pages: Words) -> NDArray[np.complex128]:
+        """One constant for each of any number of pages, (n, 1), as the bits of complex numbers.
+
+        The i-th page of a step starts from the tweaks of page i of the first window. T is linear, so the constant
+        that turns them into those of page p is T of p ^ i.
+        """
+        places = np.arange(len(pages), dtype=np.int64) % STEP_PAGES
+        numbers, mask = pages.astype(np.int64) ^ places, (1 << _TABLE_BITS) - 1
+        result = np.zeros((len(pages), 2), np.uint64)
+        for table in self._page_tables:
+            result ^= table.take(numbers & mask).view(np.uint64).reshape(-1, 2)
+            numbers >>= _TABLE_BITS
+        return result.view(np.complex128)
+
+    def _window_constant(self, window: int) -> NDArray[np.complex128]:
+        """T of a window's first block, (1,)."""
+        value = 0
+        for bit, constant in enumerate(self._window_constants[: window.bit_length()]):
+            if window >> bit & 1:
+                value ^= constant
+        return np.frombuffer(value.to_bytes(BLOCK_SIZE, "little"), np.complex128)
+
+
+class _XexTransform:
+    """XEX with AES in one direction: the tweak is the same in both."""
+
+    def __init__(self, xex: Xex, ecb: CipherContext) -> None:
+        self._xex, self._ecb = xex, ecb
+
+    def span(self, spa: int, source: Bytes, destination: Bytes) -> None:
+        done = 0
+        while done < source.size:
+            size = min(source.size - done, _WINDOW - (spa + done) % _WINDOW)
+            tweak = self._xex.window_tweaks(spa + done, size)
+            whiten(self._ecb, tweak, source[done : done + size], destination[done : done + size])
+            done += size
+
+    def pages(self, pages: Words, source: Bytes, destination: Bytes) -> None:
+        constants = self._xex.page_constants(pages)
+        for start in range(0, len(pages), STEP_PAGES):
+            part = slice(start, start + STEP_PAGES)
+            tweak = self._xex.page_tweaks(constants[part])
+            whiten(self._ecb, tweak, source[part].reshape(-1), destination[part].reshape(-1))
+
+
+def _sums(constants: Words) -> Words:
+    """For every subset of k constants, numbered by its bits, their XOR: (2**k, 2) words."""
+    table = np.zeros((1 << len(constants), 2), np.uint64)
+    for bit, constant in enumerate(constants):
+        half = 1 << bit
+        np.bitwise_xor(table[:half], constant, out=table[half : 2 * half])
+    return table

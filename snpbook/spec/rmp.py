@@ -1,0 +1,95 @@
+"""The reverse map table: raw 16-byte entry, its states, the operands and codes of its instructions.
+
+The raw entry is not architectural; it is that of Milan and Genoa (PPR family 19h; quadword 1 is
+confirmed for Genoa only). Sources: APM2 15.36, PPR, firmware 1.55.25, Linux arch/x86/virt/svm/sev.c.
+"""
+
+from enum import IntEnum
+
+from snpbook.spec.cite import Cite
+from snpbook.spec.layout import Layout, bits, uint
+from snpbook.spec.pages import PageSize, VmplPermission
+
+RMP_ENTRY = Layout(
+    "RmpEntry",
+    16,
+    Cite("PPR", "RMP entry format"),
+    [
+        bits("assigned", 0, 8, 0, note="owned by a guest or by the firmware, not by the hypervisor"),
+        bits("page_size", 0, 8, 1, enum=PageSize, note="0 4 KB, 1 2 MB"),
+        bits("immutable", 0, 8, 2, note="only the firmware may change the entry"),
+        bits("subpage_count", 0, 8, 3, 9, note="in a 2 MB-aligned entry: how many of the other 511 are assigned"),
+        bits("gfn", 0, 8, 12, 39, note="guest page number; bits 38:36 tag pages of the firmware"),
+        bits("asid", 0, 8, 51, 10, note="0 with assigned: the firmware's own page"),
+        bits("vmsa", 0, 8, 61, note="may be run as a VMSA"),
+        bits("validated", 0, 8, 62, note="the guest accepted the page by PVALIDATE"),
+        bits("lock", 0, 8, 63, note="the firmware writes it equal to immutable"),
+        bits("vmpl0", 8, 8, 0, 8, note="permissions of VMPL0"),
+        bits("vmpl1", 8, 8, 8, 8, note="permissions of VMPL1"),
+        bits("vmpl2", 8, 8, 16, 8, note="permissions of VMPL2"),
+        bits("vmpl3", 8, 8, 24, 8, note="permissions of VMPL3"),
+    ],
+)
+
+RMPUPDATE_STATE = Layout(
+    "RmpupdateState",
+    16,
+    Cite("APM2", "RMPUPDATE"),
+    [
+        uint("gpa", 0, 8),
+        bits("assigned", 8, 1, 0),
+        bits("page_size", 9, 1, 0, enum=PageSize),
+        bits("region_status", 9, 1, 1, note="RMPREAD only"),
+        bits("immutable", 10, 1, 0),
+        uint("asid", 12, 4),
+    ],
+)
+
+
+def _mask(name: str) -> int:
+    field = RMP_ENTRY.fields[name]
+    return field.limit << field.lo
+
+
+ASSIGNED = _mask("assigned")
+LARGE = _mask("page_size")
+IMMUTABLE = _mask("immutable")
+SUBPAGES = _mask("subpage_count")
+SUBPAGE_SHIFT = RMP_ENTRY.fields["subpage_count"].lo
+GFN = _mask("gfn")
+GFN_SHIFT = RMP_ENTRY.fields["gfn"].lo
+ASID = _mask("asid")
+ASID_SHIFT = RMP_ENTRY.fields["asid"].lo
+VMSA = _mask("vmsa")
+VALIDATED = _mask("validated")
+LOCK = _mask("lock")
+
+GFN_TAG_SHIFT = 36
+"""The firmware's tag for its own pages sits in bits 38:36 of the 39-bit guest page number."""
+GFN_TAG_METADATA = 1
+GFN_TAG_IOMMU = 2
+
+ALL_VMPLS_NONE = 0
+VMPL0_FULL = int(VmplPermission.ALL)
+"""VMPL0 after an RMPUPDATE that changes ownership: everything; the shadow-stack bit is unconfirmed."""
+
+FIRMWARE_ADDRESS_LIMIT = 0x3FFD00000000
+"""The firmware refuses buffers above 0x3FFCFFFFFFFF."""
+
+ENTRY_SIZE = 16
+BOOKKEEPING_SIZE = 0x4000
+"""The first 16 KB of the table: 2048 counters of assigned pages, one u64 per ASID."""
+ASID_COUNTERS = 2048
+
+
+class RmpCode(IntEnum):
+    """Return codes in EAX of RMPUPDATE, PSMASH, PVALIDATE, RMPADJUST, RMPQUERY and RMPREAD."""
+
+    SUCCESS = 0
+    FAIL_INPUT = 1
+    FAIL_PERMISSION = 2
+    FAIL_INUSE = 3
+    FAIL_OVERLAP = 4
+    FAIL_SIZEMISMATCH = 6
+    FAIL_BADADDR = 7
+    """PSMASH of a page that is no 2 MB page; one source only."""

@@ -1,0 +1,160 @@
+"""The VMSA: a vCPU's register state in its own encrypted page, and the state it has at reset.
+
+Sources: APM2 15.34 and appendix B, Linux struct sev_es_save_area; reset values as KVM, EC2 and
+Google hand them to SNP_LAUNCH_UPDATE (they are measured, so every bit counts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from snpbook.spec.cite import Cite
+from snpbook.spec.layout import Layout, Record, raw, sub, uint
+from snpbook.spec.pages import PAGE_SIZE
+
+SEGMENT = Layout(
+    "VmsaSegment",
+    16,
+    Cite("APM2", "VMSA layout"),
+    [uint("selector", 0, 2), uint("attrib", 2, 2), uint("limit", 4, 4), uint("base", 8, 8)],
+)
+
+_SEGMENTS = ["es", "cs", "ss", "ds", "fs", "gs", "gdtr", "ldtr", "idtr", "tr"]
+_QUADWORDS = {
+    0x0A0: "pl0_ssp", 0x0A8: "pl1_ssp", 0x0B0: "pl2_ssp", 0x0B8: "pl3_ssp", 0x0C0: "u_cet",
+    0x0D0: "efer", 0x140: "xss", 0x148: "cr4", 0x150: "cr3", 0x158: "cr0", 0x160: "dr7", 0x168: "dr6",
+    0x170: "rflags", 0x178: "rip", 0x180: "dr0", 0x188: "dr1", 0x190: "dr2", 0x198: "dr3",
+    0x1A0: "dr0_addr_mask", 0x1A8: "dr1_addr_mask", 0x1B0: "dr2_addr_mask", 0x1B8: "dr3_addr_mask",
+    0x1D8: "rsp", 0x1E0: "s_cet", 0x1E8: "ssp", 0x1F0: "isst_addr", 0x1F8: "rax", 0x200: "star",
+    0x208: "lstar", 0x210: "cstar", 0x218: "sfmask", 0x220: "kernel_gs_base", 0x228: "sysenter_cs",
+    0x230: "sysenter_esp", 0x238: "sysenter_eip", 0x240: "cr2", 0x268: "g_pat", 0x270: "dbgctl",
+    0x278: "br_from", 0x280: "br_to", 0x288: "last_excp_from", 0x290: "last_excp_to", 0x2E0: "spec_ctrl",
+    0x2F0: "guest_tsc_scale", 0x2F8: "guest_tsc_offset", 0x300: "reg_prot_nonce", 0x308: "rcx", 0x310: "rdx",
+    0x318: "rbx", 0x328: "rbp", 0x330: "rsi", 0x338: "rdi", 0x340: "r8", 0x348: "r9", 0x350: "r10",
+    0x358: "r11", 0x360: "r12", 0x368: "r13", 0x370: "r14", 0x378: "r15", 0x390: "guest_exitinfo1",
+    0x398: "guest_exitinfo2", 0x3A0: "guest_exitintinfo", 0x3A8: "guest_nrip", 0x3B0: "sev_features",
+    0x3B8: "vintr_ctrl", 0x3C0: "guest_exitcode", 0x3C8: "virtual_tom", 0x3D0: "tlb_id", 0x3D8: "pcpu_id",
+    0x3E0: "eventinj", 0x3E8: "xcr0", 0x400: "x87_dp", 0x418: "x87_rip",
+}  # fmt: skip
+
+VMSA = Layout(
+    "Vmsa",
+    PAGE_SIZE,
+    Cite("APM2", "VMSA layout"),
+    [sub(name, 0x10 * i, SEGMENT) for i, name in enumerate(_SEGMENTS)]
+    + [uint("vmpl", 0x0CA, 1), uint("cpl", 0x0CB, 1)]
+    + [uint(name, offset, 8) for offset, name in _QUADWORDS.items()]
+    + [
+        uint("pkru", 0x2E8, 4),
+        uint("tsc_aux", 0x2EC, 4),
+        uint("mxcsr", 0x408, 4),
+        uint("x87_ftw", 0x40C, 2),
+        uint("x87_fsw", 0x40E, 2),
+        uint("x87_fcw", 0x410, 2),
+        uint("x87_fop", 0x412, 2),
+        uint("x87_ds", 0x414, 2),
+        uint("x87_cs", 0x416, 2),
+        raw("x87_registers", 0x420, 80),
+        raw("xmm", 0x470, 256),
+        raw("ymm_hi", 0x570, 256),
+    ],
+)
+
+UNMEASURED_FROM, UNMEASURED_TO = VMSA.offset("guest_tsc_scale"), VMSA.offset("reg_prot_nonce")
+"""GUEST_TSC_SCALE and GUEST_TSC_OFFSET count as zero in the measurement of a VMSA page."""
+
+GUEST_FIELDS_AT_LAUNCH = {0x380: bytes(8), 0x388: b"\xff" * 8}
+"""What the firmware writes into a launched VMSA after measuring it (firmware 1.55.25)."""
+
+INITIAL_VMSA_GPA = 0xFFFFFFFFF000
+"""Where KVM places the measured VMSAs."""
+BSP_RESET_EIP = 0xFFFFFFF0
+
+SNP_ACTIVE = 0x1
+EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 0x100, 0x400, 0x800, 0x1000
+CR0_PE, CR0_ET, CR0_PG = 0x1, 0x10, 0x80000000
+CR4_PAE, CR4_MCE = 0x20, 0x40
+
+
+class Vmm(Enum):
+    """Whose launch: the VMMs differ in the measured reset state and in the order of pages."""
+
+    QEMU = "QEMU"
+    EC2 = "ec2"
+    GCE = "gce"
+
+
+def reset_vmsa(eip: int, vcpu_signature: int, sev_features: int, vmm: Vmm = Vmm.QEMU) -> Record:
+    """The VMSA of a vCPU at reset that starts at `eip`.
+
+    `vcpu_signature` is CPUID Fn1 EAX of the vCPU model; KVM leaves it in RDX.
+    """
+    qemu, ec2 = vmm is Vmm.QEMU, vmm is Vmm.EC2
+    cs_attrib = 0x9A if ec2 and eip == BSP_RESET_EIP else 0x9B
+
+    def segment(attrib: int, selector: int = 0, base: int = 0) -> Record:
+        return SEGMENT.record(selector=selector, attrib=attrib, limit=0xFFFF, base=base)
+
+    return VMSA.record(
+        es=segment(0x93),
+        cs=segment(cs_attrib, 0xF000, eip & 0xFFFF0000),
+        ss=segment(0x92 if ec2 else 0x93),
+        ds=segment(0x93),
+        fs=segment(0x93),
+        gs=segment(0x93),
+        gdtr=segment(0),
+        ldtr=segment(0x82),
+        idtr=segment(0),
+        tr=segment(0x83 if ec2 else 0x8B),
+        efer=EFER_SVME,
+        cr4=CR4_MCE,
+        cr0=CR0_ET,
+        dr7=0x400,
+        dr6=0xFFFF0FF0,
+        rflags=2,
+        rip=eip & 0xFFFF,
+        g_pat=0x70106 if vmm is Vmm.GCE else 0x0007040600070406,
+        rdx=vcpu_signature if qemu else 0x600,
+        sev_features=sev_features,
+        xcr0=1,
+        mxcsr=0x1F80 if qemu else 0,
+        x87_fcw=0x37F if qemu else 0,
+    )
+
+
+def svsm_vmsa(eip: int, vcpu_signature: int) -> Record:
+    """The start state of an SVSM under QEMU: flat 32-bit protected mode, SNP active.
+
+    x87 FCW is 0 here, as `sev-snp-measure` has it and its published digests need.
+    """
+    flat = SEGMENT.record(selector=0x10, attrib=0xC93, limit=0xFFFFFFFF)
+    reset = reset_vmsa(BSP_RESET_EIP, vcpu_signature, SNP_ACTIVE)
+    code = SEGMENT.record(selector=8, attrib=0xC9B, limit=0xFFFFFFFF)
+    return reset.replace(cs=code, ds=flat, es=flat, ss=flat, fs=flat, cr0=CR0_ET | CR0_PE, rip=eip, x87_fcw=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidSignature:
+    """Family, model and stepping, combined values as CPUID Fn1 EAX encodes them."""
+
+    family: int
+    model: int
+    stepping: int
+
+    def __int__(self) -> int:
+        low, high = (0xF, (self.family - 0xF) & 0xFF) if self.family > 0xF else (self.family, 0)
+        return high << 20 | (self.model >> 4 & 0xF) << 16 | low << 8 | (self.model & 0xF) << 4 | self.stepping & 0xF
+
+
+_NAPLES, _ROME = CpuidSignature(23, 1, 2), CpuidSignature(23, 49, 0)
+_MILAN, _GENOA, _TURIN = CpuidSignature(25, 1, 1), CpuidSignature(25, 17, 0), CpuidSignature(26, 0, 0)
+
+VCPU_TYPES = {
+    **dict.fromkeys(["EPYC", "EPYC-v1", "EPYC-v2", "EPYC-IBPB", "EPYC-v3", "EPYC-v4"], _NAPLES),
+    **dict.fromkeys(["EPYC-Rome", "EPYC-Rome-v1", "EPYC-Rome-v2", "EPYC-Rome-v3"], _ROME),
+    **dict.fromkeys(["EPYC-Milan", "EPYC-Milan-v1", "EPYC-Milan-v2"], _MILAN),
+    **dict.fromkeys(["EPYC-Genoa", "EPYC-Genoa-v1"], _GENOA),
+    "EPYC-Turin": _TURIN,
+}
+"""QEMU's vCPU types and the signature that each leaves in a measured VMSA."""

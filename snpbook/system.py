@@ -1,0 +1,137 @@
+"""The system: one machine, its firmware, its host, its guests, joined by a named seed.
+
+Everything random below comes from the seed: chip secret, guest keys, report ids, tweak constants. Two
+systems with the same arguments do the same, byte for byte. This file joins; it has no rules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from snpbook.firmware.keys import Chip, kdf
+from snpbook.firmware.processor import SecureProcessor
+from snpbook.firmware.table import power_on
+from snpbook.guest.attestation import request_report
+from snpbook.guest.boot import Layout, boot
+from snpbook.hardware.executor import Program
+from snpbook.hardware.machine import Machine
+from snpbook.hardware.ports import HostCpu
+from snpbook.host.kernel import Kernel
+from snpbook.host.vmm import DirectBoot, Vmm
+from snpbook.spec.image import Image
+from snpbook.spec.kvm import KvmExit
+from snpbook.spec.policy import DEFAULT_POLICY
+from snpbook.spec.products import product as find_product
+from snpbook.spec.resources import resource
+from snpbook.trace import Counts, Recorder, Trace
+from snpbook.vendor.ca import AmdCa
+
+GIB = 1 << 30
+ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
+"""When AMD issued this chip's certificate: fixed, so that certificates are the same each time."""
+SAMPLE_IMAGE = ("data", "firmware", "sample.fd")
+
+
+class _Rng:
+    """Random bytes from a seed: a counter through the firmware's own key derivation."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed, self._count = seed, 0
+
+    def __call__(self, size: int) -> bytes:
+        self._count += 1
+        return kdf(self._seed, "snpbook-random", self._count.to_bytes(8, "little"), size)
+
+
+class System:
+    """An EPYC server. `installed` is its memory in bytes, of which nothing is used until it is touched."""
+
+    def __init__(self, product: str = "milan", seed: str = "snpbook", *, installed: int = 4 * GIB, cores: int = 8) -> None:
+        self.product, self.seed = find_product(product), seed
+        self.trace, self.counts, self.log = Trace(), Counts(), Recorder()
+        for listener in (self.counts, self.log):
+            self.trace.subscribe(listener)
+        root = seed.encode()
+        self.machine = Machine(
+            self.product, installed, boot_entropy=kdf(root, "boot", b"", 32), trace=self.trace, cores=cores
+        )
+        self.chip = Chip.from_seed(seed, product)
+        self.processor: SecureProcessor = power_on(self.machine, self.chip, _Rng(kdf(root, "firmware", b"", 32)))
+        self.host = Kernel(HostCpu(self.machine))
+
+    def __repr__(self) -> str:
+        return f"System({self.product.name}, seed {self.seed!r}, {self.host!r})"
+
+    def create_vm(
+        self,
+        *,
+        memory: int = 64 << 20,
+        vcpus: int = 1,
+        image: Image | None = None,
+        boot: DirectBoot | None = None,
+    ) -> Guest:
+        """A guest with a firmware image (default: the sample image), not yet launched."""
+        image = image or sample_image()
+        signature = self.product.vcpu_signature
+        vmm = Vmm(self.host, image, memory=memory, vcpus=vcpus, vcpu_signature=signature, boot=boot)
+        return Guest(self, vmm)
+
+    def certificates(self) -> list[bytes]:
+        """VCEK, ASK, ARK of this chip at the reported TCB, DER: what AMD's key service would give. Toy keys."""
+        ca = AmdCa(self.product.name)
+        vcek = ca.provision(self.chip, self.processor.reported_tcb, ISSUED)
+        return [vcek, ca.ask.der, ca.ark.der]
+
+
+class Guest:
+    """A guest from its owner's side: launch it, let it boot, ask it for a report."""
+
+    def __init__(self, system: System, vmm: Vmm) -> None:
+        self.system, self.vmm = system, vmm
+        self.booted = False
+        self.accepted = 0
+
+    def __repr__(self) -> str:
+        state = "running" if self.booted else "launched" if self.vmm.vm.launched else "created"
+        return f"Guest({state}, {self.vmm!r})"
+
+    def launch(
+        self, policy: int = DEFAULT_POLICY, progress: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        """Launch through KVM and the firmware."""
+        self.vmm.launch(policy, progress=progress)
+
+    def boot(self) -> int:
+        """Run the guest's boot program: the bytes of memory that it accepted."""
+        image, c_bit = self.vmm.image, self.system.product.c_bit
+        self.accepted = self.run(lambda cpu: boot(cpu, image, c_bit))
+        self.booted = True
+        return self.accepted
+
+    def request_report(self, report_data: bytes) -> bytes:
+        """A report over `report_data` (padded with zeros to 64 bytes), through the encrypted channel."""
+        if len(report_data) > 64:
+            raise ValueError(f"report_data has {len(report_data)} bytes: a report carries 64")
+        if not self.booted:
+            self.boot()
+        place, data = Layout.of(self.vmm.image), report_data.ljust(64, b"\0")
+        report: bytes = self.run(lambda cpu: request_report(cpu, place, data))
+        return report
+
+    def run(self, program: Program) -> Any:
+        """Run a guest program on vCPU 0 to its end: its return value."""
+        vcpu = self.vmm.vcpus[0]
+        vcpu.executor.start(program)
+        stopped = self.vmm.run(vcpu)
+        if stopped is not KvmExit.HLT or vcpu.executor.busy:
+            raise RuntimeError(f"the guest stopped: {stopped.name}")
+        return vcpu.executor.outcome
+
+
+def sample_image() -> Image:
+    """The small OVMF-shaped image that snpbook ships."""
+    return Image.parse(resource(*SAMPLE_IMAGE).read_bytes())
+
+

@@ -1,0 +1,88 @@
+"""Makes `data/firmware/sample.fd`: a small image in the shape of OVMF, so that nothing need be downloaded.
+
+It has what a launch reads (GUID table, SEV metadata, reset block, areas for hashes and secrets) in the
+places of edk2's AmdSev build; its code is a HLT loop, and guest programs of the model stand for the rest.
+Run `python -m snpbook.tools.sample_image` to write the file again; the same bytes come out.
+"""
+
+from __future__ import annotations
+
+from hashlib import shake_256
+from uuid import UUID
+
+from snpbook.spec import guid
+from snpbook.spec.image import (
+    FOOTER_GAP,
+    METADATA_HEADER,
+    METADATA_SECTION,
+    SIGNATURE,
+    TABLE_ENTRY,
+    Section,
+    SectionType,
+)
+from snpbook.spec.pages import PAGE_SIZE
+from snpbook.spec.resources import resource
+
+PAGES = 16
+RESET_CODE = bytes.fromhex("f4ebfd")
+"""HLT; JMP to it."""
+SECTIONS = (
+    Section(SectionType.SEC_MEM, 0x800000, 0x9000),
+    Section(SectionType.SEC_MEM, 0x80A000, 0x3000),
+    Section(SectionType.SECRETS, 0x80D000, 0x1000),
+    Section(SectionType.CPUID, 0x80E000, 0x1000),
+    Section(SectionType.SVSM_CAA, 0x80F000, 0x1000),
+    Section(SectionType.KERNEL_HASHES, 0x810000, 0x1000),
+    Section(SectionType.SEC_MEM, 0x811000, 0xF000),
+)
+AP_RESET_EIP = 0x80B004
+SECRET_AREA = (0x810000, 0xC00)
+HASH_AREA = (0x810C00, 0x400)
+
+
+def build() -> bytes:
+    """The image: filler pages, some of them uniform as in real firmware, and the tables at the end."""
+    image = bytearray()
+    for page in range(PAGES):
+        kind = page % 4
+        text = f"snpbook sample firmware, page {page}\n".encode()
+        filler = {0: text * PAGE_SIZE, 1: b"\xff" * PAGE_SIZE, 2: bytes(PAGE_SIZE)}.get(kind)
+        image += (filler or shake_256(text).digest(PAGE_SIZE))[:PAGE_SIZE]
+    reset = len(image) - 16
+    image[reset:] = RESET_CODE.ljust(16, b"\x90")
+    metadata = METADATA_HEADER.pack(
+        signature=SIGNATURE,
+        size=METADATA_HEADER.size + len(SECTIONS) * METADATA_SECTION.size,
+        version=1,
+        count=len(SECTIONS),
+    )
+    metadata += b"".join(METADATA_SECTION.pack(gpa=s.gpa, size=s.size, type=s.type) for s in SECTIONS)
+    start = len(image) - PAGE_SIZE
+    image[start : start + len(metadata)] = metadata
+    table = _table(
+        {
+            guid.SEV_METADATA: _u32(len(image) - start),
+            guid.HASH_TABLE_AREA: _u32(*HASH_AREA),
+            guid.SECRET_AREA: _u32(*SECRET_AREA),
+            guid.SEV_ES_RESET_BLOCK: _u32(AP_RESET_EIP),
+        }
+    )
+    end = len(image) - FOOTER_GAP
+    image[end - len(table) : end] = table
+    return bytes(image)
+
+
+def _table(entries: dict[UUID, bytes]) -> bytes:
+    """The GUID table, read backwards: data, size, GUID for each entry, the footer last."""
+    body = b"".join(data + TABLE_ENTRY.pack(size=len(data) + TABLE_ENTRY.size, guid=g.bytes_le) for g, data in entries.items())
+    return body + TABLE_ENTRY.pack(size=len(body) + TABLE_ENTRY.size, guid=guid.OVMF_FOOTER.bytes_le)
+
+
+def _u32(*values: int) -> bytes:
+    return b"".join(value.to_bytes(4, "little") for value in values)
+
+
+if __name__ == "__main__":
+    path = resource("data", "firmware") / "sample.fd"
+    path.write_bytes(build())
+    print(f"{path.name}: {len(build())} bytes")

@@ -1,0 +1,193 @@
+"""What happened: typed events, one for each vector operation, and the bus that carries them.
+
+The model emits, listeners observe: logs, ledgers, widgets and tests are listeners, and nothing in
+the model depends on one being there. This file knows events only, neither their causes nor views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Event:
+    """Something that took place; `count` says how many times, for a vector operation."""
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        parts = (f"{field.name}={_brief(getattr(self, field.name))}" for field in fields(self))
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Instruction(Event):
+    """An RMP instruction executed on a run of pages: RMPUPDATE, PVALIDATE and their kin.
+
+    `status` has one return code per page; `before` and `after` are the raw RMP words (n, 2).
+    """
+
+    name: str
+    actor: str
+    pages: range | NDArray[Any]
+    status: NDArray[Any]
+    before: NDArray[Any]
+    after: NDArray[Any]
+
+    @property
+    def count(self) -> int:
+        return len(self.pages)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class FirmwareCommand(Event):
+    """A mailbox command and its status; a run of SNP_LAUNCH_UPDATE is one event with `pages`."""
+
+    name: str
+    status: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    pages: range | NDArray[Any] | None = None
+
+    @property
+    def count(self) -> int:
+        return 1 if self.pages is None else len(self.pages)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Ioctl(Event):
+    """A system call of the VMM on a device file: `errno` 0 is success."""
+
+    device: str
+    name: str
+    errno: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class VmExit(Event):
+    """A vCPU left guest mode; a nested page fault may stand for a run of `pages` pages."""
+
+    vcpu: int
+    reason: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    pages: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.pages
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Encryption(Event):
+    """Bytes that passed the encryption engine, by ASID: `operation` is `read` or `write`."""
+
+    operation: str
+    asid: int
+    spa: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class Message(Event):
+    """A line that a party prints: the kernel's log, the guest's console."""
+
+    source: str
+    text: str
+
+
+Listener = Callable[[Event], None]
+
+
+class Trace:
+    """The bus: `emit` hands an event to every listener, in order of subscription.
+
+    A trace without listeners is false, so that the model need not build events nobody reads.
+    """
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self._listeners)} listeners)"
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Add a listener; the value returned removes it again."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+class Recorder:
+    """A listener that keeps events in order, for logs and tests."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __repr__(self) -> str:
+        return f"Recorder({len(self.events)} events)"
+
+    def of(self, kind: type[Event], name: str | None = None) -> list[Any]:
+        """The events of one type, and with `name` only those of that name."""
+        return [e for e in self.events if isinstance(e, kind) and (name is None or getattr(e, "name", None) == name)]
+
+
+@dataclass(slots=True)
+class Counts:
+    """A listener that counts work exactly: vector runs expanded, pages of 4 KB."""
+
+    rmpupdates: int = 0
+    pvalidates: int = 0
+    pages_validated: int = 0
+    firmware_commands: int = 0
+    ioctls: int = 0
+    exits: int = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Instruction(name="RMPUPDATE"):
+                self.rmpupdates += event.count
+            case Instruction(name="PVALIDATE"):
+                self.pvalidates += event.count
+                self.pages_validated += _newly_validated(event)
+            case FirmwareCommand():
+                self.firmware_commands += event.count
+            case Ioctl():
+                self.ioctls += 1
+            case VmExit():
+                self.exits += event.count
+
+
+def _brief(value: Any) -> str:
+    """One short word for a value: arrays by their length, runs and numbers in hexadecimal."""
+    if isinstance(value, range):
+        return f"{len(value)} pages from {value.start:#x}"
+    if hasattr(value, "shape"):
+        return f"[{len(value)}]"
+    return f"{value:#x}" if isinstance(value, int) and value > 9 else repr(value)
+
+
+def _newly_validated(event: Instruction) -> int:
+    """Pages of 4 KB that a PVALIDATE run turned from not validated to validated (RMP word 0, bit 62)."""
+    step = event.pages.step if isinstance(event.pages, range) else 1
+    became = (event.after[:, 0] & ~event.before[:, 0]) >> event.after.dtype.type(62) & event.after.dtype.type(1)
+    return int(became.sum()) * step

@@ -1,0 +1,208 @@
+// The RMP map in the browser: the canvases of pagecanvas.js, their controls, the page inspector and the legend.
+// State comes from Python: one byte per page, the palette, the words of the label, the fields of one page.
+
+const LARGE = 512; // pages of 4 KB in one of 2 MB
+
+const grouped = (n) => n.toLocaleString("en-US");
+const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function compare(before, after) { // where two tables differ: runs of pages (the first of them), and how many
+  const found = { runs: [], count: 0, pages: 0, from: 0, to: 0 };
+  for (let i = 0; i < after.length; i++) {
+    if (before[i] === after[i]) continue;
+    const from = i;
+    while (i < after.length && before[i] !== after[i]) i++;
+    if (found.count++ < OUTLINES) found.runs.push([from, i - 1]);
+    if (found.count === 1) found.from = from;
+    found.pages += i - from;
+    found.to = i - 1;
+  }
+  return found;
+}
+
+function render({ model, el }) {
+  const columns = model.get("_columns"), first = model.get("first_pfn"), palette = model.get("_palette");
+  const { looks } = palette, states = bytes(model.get("_states")), seen = new Set();
+  const now = { states, index: model.get("cursor") - first, changes: compare(states, states), changedAt: -1e9 };
+
+  const keysId = `snpbook-keys-${Math.random().toString(36).slice(2)}`;
+  const canvas = make("canvas", {
+    tabindex: 0, role: "application", "aria-roledescription": "memory map", "aria-describedby": keysId,
+  });
+  const overlay = make("canvas", { "aria-hidden": "true" });
+  const pages = pageCanvas(canvas, overlay, palette, first, columns, now);
+  const button = (name, sign, act) => {
+    const node = make("button", { type: "button", "aria-label": name, title: name }, sign);
+    node.addEventListener("click", act);
+    return node;
+  };
+  const zooms = make("div", { class: "snpbook-zooms", role: "group", "aria-label": "Zoom" },
+    button("Zoom out", "\u2212", () => pages.zoom(1 / 2)), button("Zoom in", "+", () => pages.zoom(2)),
+    button("Fit", "Fit", pages.fit));
+  const field = make("input", { type: "text", size: 12, spellcheck: "false", autocomplete: "off" });
+  const form = make("form", {}, make("label", {}, "Page frame ", field), make("button", { type: "submit" }, "Go"));
+  const title = make("strong"), status = make("p", { role: "status" });
+  const size = make("span", { class: "snpbook-quiet" }, `${grouped(states.length)} pages of 4 KB, ${grouped(columns)} a row`);
+  const changed = make("p", { class: "snpbook-change", role: "status" });
+  const keys = make("p", { id: keysId, class: "snpbook-quiet" }, "Arrow keys move the cursor, with Ctrl to the next state; " +
+    "Page Up and Page Down by 2 MB; Home, End; + \u2212 0 zoom. Drag to pan.");
+  const legend = make("ul", { class: "snpbook-legend", "aria-label": "Legend" }), fields = make("tbody");
+  const inspector = make("table", { class: "snpbook-inspector" }, make("caption", {}, "Page inspector"), fields);
+  const stage = make("div", { class: "snpbook-stage" }, canvas, overlay);
+  const lines = make("div", { class: "snpbook-lines" }, status, changed);
+  el.append(make("figure", { class: "snpbook-map", "data-lm-suppress-shortcuts": "true" },
+    make("figcaption", {}, title, size), make("div", { class: "snpbook-tools" }, zooms, form),
+    make("div", { class: "snpbook-body" }, make("div", { class: "snpbook-main" }, stage, lines, legend, keys), inspector)));
+
+  // What is said in words
+
+  function tellCursor() {
+    const pfn = hex(first + now.index), { label, letter } = looks[now.states[now.index]];
+    const values = { title: model.get("title"), pages: grouped(states.length), pfn, state: label };
+    canvas.setAttribute("aria-label", model.get("_label").replace(/\{(\w+)\}/g, (_, name) => values[name]));
+    status.textContent = `Cursor: pfn ${pfn}, ${label} (${letter})`;
+    title.textContent = values.title;
+  }
+  function tellChanges() {
+    const { count, pages: all, from, to } = now.changes, runs = count > 1 ? ` in ${grouped(count)} runs` : "";
+    const range = `pfn ${hex(first + from)} to ${hex(first + to)}`;
+    changed.textContent = count ? `Changed: ${grouped(all)} ${all > 1 ? "pages" : "page"}${runs}, ${range}` : "";
+  }
+  function tellPage() {
+    const page = model.get("_page");
+    inspector.setAttribute("aria-busy", String(page.pfn !== model.get("cursor")));
+    fields.replaceChildren(...(page.rows ?? []).map(([name, value]) =>
+      make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value))));
+  }
+  function tellLegend() {
+    const counts = new Uint32Array(looks.length);
+    for (const code of now.states) counts[code]++;
+    counts.forEach((count, code) => count && seen.add(code));
+    const codes = [...seen].sort((a, b) => looks[a].rank - looks[b].rank);
+    legend.replaceChildren(...codes.map((code) =>
+      make("li", {}, chip(looks[code]), `${looks[code].label} `, make("b", {}, grouped(counts[code])))));
+  }
+  function chip(look) {
+    const ratio = window.devicePixelRatio || 1, { fill, ink } = look[pages.theme()];
+    const node = make("canvas", { width: 36 * ratio, height: 18 * ratio, role: "img", "aria-label": look.letter });
+    const pen = node.getContext("2d");
+    pen.scale(ratio, ratio);
+    pen.fillStyle = fill;
+    pen.fillRect(0, 0, 36, 18);
+    pen.fillStyle = pattern(pen, look, ink) ?? fill;
+    pen.fillRect(18, 0, 18, 18);
+    pen.fillStyle = ink;
+    pen.font = "600 12px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.fillText(look.letter, 9.5, 13.5);
+    return node;
+  }
+
+  // What the reader does
+
+  function move(index) {
+    if (index < 0 || index >= states.length) return;
+    model.set("cursor", first + index);
+    model.save_changes();
+  }
+  function border(direction) { // the next page in another state
+    let at = now.index + direction;
+    while (now.states[at] === now.states[now.index]) at += direction;
+    return at;
+  }
+  const moves = {
+    ArrowLeft: (i, jump) => (jump ? border(-1) : i - 1), ArrowRight: (i, jump) => (jump ? border(1) : i + 1),
+    ArrowUp: (i) => i - columns, ArrowDown: (i) => i + columns,
+    PageUp: (i) => i - LARGE, PageDown: (i) => i + LARGE, Home: () => 0, End: () => states.length - 1,
+  };
+  const zoomKeys = { "+": () => pages.zoom(2), "=": () => pages.zoom(2), "-": () => pages.zoom(1 / 2), 0: pages.fit };
+  canvas.addEventListener("keydown", (event) => {
+    const jump = event.ctrlKey || event.metaKey;
+    if (moves[event.key]) move(moves[event.key](now.index, jump));
+    else if (zoomKeys[event.key] && !jump) zoomKeys[event.key]();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  const point = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
+  };
+  let drag = null;
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return; // plain scrolling belongs to the notebook
+    event.preventDefault();
+    pages.zoom(event.deltaY < 0 ? 1.25 : 0.8, point(event));
+  }, { passive: false });
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    drag = { at: point(event), view: pages.view(), moved: false };
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const at = point(event), under = pages.pageAt(at);
+    canvas.title = under === null ? "" : `pfn ${hex(first + under)}: ${looks[now.states[under]].label}`;
+    if (!drag) return;
+    const [dx, dy] = [at[0] - drag.at[0], at[1] - drag.at[1]];
+    drag.moved ||= Math.hypot(dx, dy) > 3;
+    if (drag.moved) pages.pan(drag.view, dx, dy);
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    if (drag && !drag.moved) move(pages.pageAt(point(event)) ?? -1);
+    drag = null;
+  });
+  canvas.addEventListener("pointercancel", () => (drag = null));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const index = Number(field.value.trim().replaceAll("_", "") || NaN) - first;
+    const inside = Number.isInteger(index) && index >= 0 && index < states.length;
+    const range = `${hex(first)} to ${hex(first + states.length - 1)}`;
+    field.setCustomValidity(inside ? "" : `A page frame from ${range}`);
+    if (inside) move(index);
+    else field.reportValidity();
+  });
+  field.addEventListener("input", () => field.setCustomValidity(""));
+
+  // What Python does
+
+  const listeners = {
+    "change:_states": () => {
+      const before = now.states;
+      now.states = bytes(model.get("_states"));
+      now.changes = compare(before, now.states);
+      if (!matchMedia("(prefers-reduced-motion: reduce)").matches) now.changedAt = performance.now();
+      restyle(); tellChanges(); tellCursor();
+    },
+    "change:cursor": () => {
+      now.index = model.get("cursor") - first;
+      pages.reveal(); tellCursor(); tellPage();
+    },
+    "change:_page": tellPage,
+    "change:title": tellCursor,
+  };
+  const restyle = () => { pages.draw(); tellLegend(); };
+  const resize = () => { stage.style.height = `${pages.resize(Math.floor(stage.clientWidth))}px`; };
+  const watch = new MutationObserver(restyle), sizes = new ResizeObserver(resize);
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  for (const [name, act] of Object.entries(listeners)) model.on(name, act);
+  watch.observe(document.body, { attributes: true });
+  sizes.observe(stage);
+  scheme.addEventListener("change", restyle);
+  resize(); restyle(); tellCursor(); tellPage();
+
+  return () => {
+    for (const [name, act] of Object.entries(listeners)) model.off(name, act);
+    watch.disconnect();
+    sizes.disconnect();
+    scheme.removeEventListener("change", restyle);
+  };
+}
+
+export default { render };

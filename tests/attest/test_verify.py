@@ -1,0 +1,316 @@
+"""Is it genuine? Real reports under AMD's chains, each flipped byte, and chains of our own with one defect each."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from snpbook.attest.certs import Certificate
+from snpbook.attest.chain import MissingCertificate
+from snpbook.attest.checks import MalformedEvidence, NotGenuine, Result
+from snpbook.attest.roots import Roots, named_roots, own_roots
+from snpbook.attest.verify import verify
+from snpbook.spec.report import SIGNED_SIZE
+from tests.attest.own_chain import (
+    CHIP_ID,
+    EXPIRES,
+    ISSUED,
+    OwnChain,
+    integer,
+    milan_extensions,
+    text,
+    toy_key,
+    turin_extensions,
+)
+from tests.attest.vectors import NOW, REAL, needs_vectors, real_certificates, real_report
+from tests.sampling import sampled
+
+GOOD = OwnChain()
+
+
+def failed_check(report: bytes, certificates: list[Certificate], roots: Roots, product: str | None = None) -> str:
+    """The name of the check that fails."""
+    with pytest.raises(NotGenuine) as refusal:
+        verify(report, certificates, roots, NOW, product)
+    assert refusal.value.checks[-1].name == refusal.value.check
+    assert refusal.value.checks[-1].result is Result.FAILED
+    assert [check for check in refusal.value.checks[:-1] if check.result is Result.FAILED] == []
+    assert refusal.value.rule
+    assert refusal.value.cite
+    return refusal.value.check
+
+
+def judged(chain: OwnChain, **fields: object) -> str:
+    """The check at which our chain fails over a report with those fields, although its own root is trusted."""
+    return failed_check(chain.report(**fields), chain.certificates, chain.roots)
+
+
+@needs_vectors
+@pytest.mark.parametrize("name", REAL)
+def test_real_report_is_genuine(name: str) -> None:
+    verified = verify(real_report(name), real_certificates(name), named_roots("amd"), NOW)
+    assert verified.product == name.split("-")[0]
+    assert verified.roots == "amd"
+    assert {check.result for check in verified.checks} == {Result.PASSED, Result.SKIPPED}
+    assert [check.name for check in verified.checks if check.result is Result.SKIPPED] == ["chain.revocation"]
+
+
+@needs_vectors
+@pytest.mark.parametrize("name", ["milan", "genoa"])
+def test_each_flipped_byte_of_a_real_report_is_noticed(name: str) -> None:
+    report, certificates, roots = real_report(name), real_certificates(name), named_roots("amd")
+    for offset in range(len(report)):
+        forged = bytearray(report)
+        forged[offset] ^= 1 << offset % 8
+        with pytest.raises(NotGenuine):
+            verify(bytes(forged), certificates, roots, NOW)
+
+
+@needs_vectors
+def test_the_signature_alone_catches_what_no_format_check_does() -> None:
+    report = bytearray(real_report("milan"))
+    report[0x50] ^= 1  # REPORT_DATA is the guest's
+    assert failed_check(bytes(report), real_certificates("milan"), named_roots("amd")) == "report.signature"
+
+
+@needs_vectors
+@pytest.mark.parametrize("name", ["milan", "genoa"])
+def test_each_flipped_byte_of_a_real_vcek_is_noticed(name: str) -> None:
+    report, roots = real_report(name), named_roots("amd")
+    vcek, *chain = real_certificates(name)
+    start = vcek.der.index(vcek.tbs)
+    for offset in sampled(range(start, start + len(vcek.tbs)), 400):
+        forged = bytearray(vcek.der)
+        forged[offset] ^= 0x10
+        with pytest.raises(NotGenuine):
+            verify(report, [Certificate.read(bytes(forged)), *chain], roots, NOW)
+
+
+@needs_vectors
+def test_real_chain_is_not_genuine_under_the_toy_roots() -> None:
+    assert failed_check(real_report("genoa"), real_certificates("genoa"), named_roots("toy")) == "chain.root"
+
+
+@needs_vectors
+def test_order_and_surplus_of_certificates_do_not_matter() -> None:
+    pool = [certificate for name in REAL for certificate in real_certificates(name)]
+    for name in REAL:
+        for certificates in (pool, pool[::-1]):
+            verified = verify(real_report(name), certificates, named_roots("amd"), NOW)
+            assert verified.chain.vek == real_certificates(name)[0]
+
+
+def test_a_chain_of_our_own_is_genuine_where_its_root_is_trusted() -> None:
+    verified = verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW)
+    assert repr(verified) == "<VerifiedReport of milan, roots own, 0000000000000000..>"
+    assert verified.chain.vek == GOOD.vek
+
+
+@pytest.mark.parametrize("name", ["amd", "toy"])
+def test_self_made_chain_with_amds_names_is_refused(name: str) -> None:
+    assert failed_check(GOOD.report(), GOOD.certificates, named_roots(name)) == "chain.root"
+
+
+@needs_vectors
+def test_self_made_chain_beside_the_real_root_is_refused() -> None:
+    """With AMD's ARK at hand, the forged ASK is the one that nobody signed."""
+    pool = [*GOOD.certificates[:2], *real_certificates("milan")[2:]]
+    assert failed_check(GOOD.report(), pool, named_roots("amd")) == "chain.intermediate.signature"
+
+
+def test_a_root_inside_the_evidence_is_not_trusted_for_that() -> None:
+    assert own_roots("mine", GOOD.certificates).fingerprints == {GOOD.ark.fingerprint}
+    assert failed_check(GOOD.report(), GOOD.certificates, Roots("none", frozenset())) == "chain.root"
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        ({"version": 1}, "report.version"),
+        ({"version": 6}, "report.version"),
+        ({"policy": 0x10000}, "report.policy.one"),
+        ({"policy": 0x30000 | 1 << 26}, "report.policy.reserved"),
+        ({"policy": 0x30000 | 1 << 63}, "report.policy.reserved"),
+        ({"signature_algo": 2}, "report.signature_algo"),
+        ({"signing_key": 2}, "report.signing_key"),
+        ({"signing_key": 7}, "report.signed"),
+        ({"cpuid_family": 0x19}, "report.reserved"),
+        ({"launch_mit_vector": 1}, "report.reserved"),
+        ({"version": 4, "cpuid_family": 0x19, "cpuid_model": 1, "current_mit_vector": 1}, "report.reserved"),
+        ({"version": 3, "cpuid_family": 0x19, "cpuid_model": 0x20}, "report.cpuid"),
+        ({"version": 3, "cpuid_family": 0x19, "cpuid_model": 0x11}, "report.product"),
+        ({"reported_tcb": 0xDD08000000000003}, "binding.tcb"),
+        ({"reported_tcb": 0xDE08000000010003}, "binding.tcb"),
+        ({"chip_id": bytes(63) + b"\1"}, "binding.chip_id"),
+    ],
+)
+def test_a_signed_report_with_a_defect(fields: dict[str, object], check: str) -> None:
+    assert judged(GOOD, **fields) == check
+
+
+@pytest.mark.parametrize("offset", [0x48, 0x4B, 0x4C, 0x18B, 0x19F, 0x1EB, 0x1EF, 0x208, 0x29F, 0x330, 0x49F])
+def test_reserved_bits_are_refused_by_place(offset: int) -> None:
+    body = bytearray(GOOD.report())
+    body[offset] = 0x80
+    signed = GOOD.sign(bytes(body))[:0x330] + bytes(body[0x330:])
+    with pytest.raises(NotGenuine) as refusal:
+        verify(signed, GOOD.certificates, GOOD.roots, NOW)
+    assert refusal.value.check == "report.reserved"
+    assert f"{offset:#05x}" in str(refusal.value.found)
+
+
+@pytest.mark.parametrize(
+    ("defect", "check"),
+    [
+        ({"issued": NOW + timedelta(seconds=1)}, "chain.root.dates"),
+        ({"expires": NOW - timedelta(seconds=1)}, "chain.root.dates"),
+        ({"ask_signer": toy_key("ask")}, "chain.intermediate.signature"),
+        ({"ask_is_ca": False}, "chain.intermediate.authority"),
+        ({"ask_key": rsa.generate_private_key(65537, 2048)}, "chain.intermediate.authority"),
+        ({"ask_key": rsa.generate_private_key(3, 2048)}, "chain.intermediate.authority"),
+        ({"hash": SHA256(), "salt": 32}, "chain.root.signature"),
+        ({"salt": 32}, "chain.root.signature"),
+        ({"organisation": "Another Micro Devices"}, "chain.names"),
+        ({"ask_name": "SEV-VLEK-Milan"}, "report.product"),
+        ({"vek_name": "SEV-VLEK"}, "certificates.vek"),
+        ({"vek_key": ec.generate_private_key(ec.SECP256R1())}, "vek.key"),
+        ({"critical": True}, "vek.critical"),
+        ({"foreign_extension": True}, "vek.extensions"),
+    ],
+)
+def test_a_chain_with_a_defect(defect: dict[str, object], check: str) -> None:
+    assert judged(GOOD.but(**defect)) == check
+
+
+EXTENSIONS = {
+    "no patch level": ({"3.4": None}, "vek.extensions"),
+    "no chip": ({"4": None}, "vek.extensions"),
+    "a chip and a provider": ({"5": text("CN=cloud")}, "vek.extensions"),
+    "a Turin patch level": ({"3.9": integer(0)}, "vek.extensions"),
+    "unknown structure": ({"1": integer(2)}, "vek.struct_version"),
+    "Turin's structure": ({"1": integer(1)}, "vek.extensions"),
+    "patch level too high": ({"3.1": integer(128)}, "vek.patch_levels"),
+    "negative patch level": ({"3.8": b"\x02\x01\xde"}, "vek.patch_levels"),
+    "padded patch level": ({"3.1": b"\x02\x02\x00\x03"}, "vek.patch_levels"),
+    "patch level with a tail": ({"3.1": b"\x02\x01\x03\x00"}, "vek.patch_levels"),
+    "another product": ({"2": text("Genoa")}, "binding.product"),
+    "another type of text": ({"2": b"\x0c\x05Milan"}, "vek.text"),
+    "another reserved level": ({"3.5": integer(1)}, "binding.tcb"),
+    "another chip": ({"4": bytes(64)}, "binding.chip_id"),
+    "half a chip": ({"4": CHIP_ID[:32]}, "binding.chip_id"),
+    "a wrapped chip": ({"4": b"\x04\x40" + CHIP_ID}, "binding.chip_id"),
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_extensions_are_exactly_amds(name: str) -> None:
+    changes, check = EXTENSIONS[name]
+    extensions = {key: value for key, value in {**milan_extensions(), **changes}.items() if value is not None}
+    assert judged(GOOD.but(extensions=extensions)) == check
+
+
+def test_the_order_of_extensions_is_free() -> None:
+    chain = GOOD.but(extensions=dict(reversed(milan_extensions().items())))
+    assert verify(chain.report(), chain.certificates, chain.roots, NOW).product == "milan"
+
+
+def test_a_duplicate_extension_is_refused() -> None:
+    """The library's builder makes none, so one identifier is patched into another of the same length."""
+    oid = bytes([0x2B, 6, 1, 4, 1, 0x9C, 0x78, 1, 3])
+    der = GOOD.vek.der.replace(oid + b"\x07", oid + b"\x06")
+    with pytest.raises(NotGenuine, match="uplicate"):
+        Certificate.read(der)
+
+
+@pytest.mark.parametrize("key_size", [2048, 3072])
+def test_a_key_of_another_size_is_never_computed_with(key_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = OwnChain(ark_key=rsa.generate_private_key(65537, key_size))
+    monkeypatch.setattr(rsa.RSAPublicKey, "verify", None, raising=False)
+    assert not small.ark.has_ca_key
+    assert not small.ark.signed_by(small.ark)
+    assert judged(small) == "chain.root.authority"
+
+
+def test_turin_has_its_own_shape() -> None:
+    chain = OwnChain(product="Turin", extensions=turin_extensions())
+    fields: dict[str, object] = {
+        "version": 5, "cpuid_family": 0x1A, "cpuid_model": 2, "reported_tcb": 0x5100000004030201,
+        "chip_id": CHIP_ID[:8] + bytes(56), "launch_mit_vector": 0x3F,
+    }  # fmt: skip
+    verified = verify(chain.report(**fields), chain.certificates, chain.roots, NOW)
+    assert str(verified.report.tcb("reported_tcb", "turin")) == "fmc 1 bl 2 tee 3 snp 4 ucode 0x51"
+    assert judged(chain, **{**fields, "chip_id": CHIP_ID}) == "binding.chip_id"
+    assert judged(chain, **{**fields, "reported_tcb": 0x5100000004030200}) == "binding.tcb"
+
+
+def test_a_vlek_is_for_a_provider_and_no_chip() -> None:
+    extensions = {**milan_extensions(), "2": text("Milan"), "5": text("CN=cloud.example")}
+    del extensions["4"]
+    chain = OwnChain(extensions=extensions, vek_name="SEV-VLEK", ask_name="SEV-VLEK-Milan")
+    for chip in (bytes(64), CHIP_ID):
+        verified = verify(chain.report(signing_key=1, chip_id=chip), chain.certificates, chain.roots, NOW)
+        assert verified.checks[-1].name == "binding.chip_id"
+        assert verified.checks[-1].result is Result.SKIPPED
+    assert judged(chain, signing_key=0) == "certificates.vek"
+
+
+def test_a_masked_chip_is_skipped_not_passed() -> None:
+    verified = verify(GOOD.report(chip_id=bytes(64)), GOOD.certificates, GOOD.roots, NOW)
+    assert (verified.checks[-1].name, verified.checks[-1].result) == ("binding.chip_id", Result.SKIPPED)
+
+
+def test_the_product_may_be_insisted_on() -> None:
+    assert verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW, "milan").product == "milan"
+    assert failed_check(GOOD.report(), GOOD.certificates, GOOD.roots, "genoa") == "report.product"
+
+
+@pytest.mark.parametrize("now", [ISSUED, EXPIRES])
+def test_dates_include_their_ends(now: datetime) -> None:
+    assert verify(GOOD.report(), GOOD.certificates, GOOD.roots, now).product == "milan"
+
+
+def test_a_missing_certificate_is_named_with_its_address() -> None:
+    report, kds = GOOD.report(), "https://kdsintf.amd.com/vcek/v1/Milan"
+    query = "blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=222"
+    for pool, product, check, url in (
+        ([GOOD.ask, GOOD.ark], "milan", "certificates.vek", f"{kds}/{CHIP_ID.hex()}?{query}"),
+        ([GOOD.ask, GOOD.ark], None, "certificates.vek", ""),
+        ([GOOD.vek, GOOD.ark], None, "certificates.intermediate", f"{kds}/cert_chain"),
+        ([GOOD.vek, GOOD.ask], None, "certificates.root", f"{kds}/cert_chain"),
+    ):
+        with pytest.raises(MissingCertificate) as refusal:
+            verify(report, pool, GOOD.roots, NOW, product)
+        assert (refusal.value.check, refusal.value.url) == (check, url)
+
+
+def test_roots_that_bring_their_certificate_complete_a_chain() -> None:
+    roots = own_roots("mine", [GOOD.ark])
+    assert verify(GOOD.report(), [GOOD.vek, GOOD.ask], roots, NOW).roots == "mine"
+
+
+@pytest.mark.parametrize("component", [0, 1 << 384, (1 << 576) - 1])
+def test_impossible_signature_components(component: int) -> None:
+    for at in (SIGNED_SIZE, SIGNED_SIZE + 72):
+        report = bytearray(GOOD.report())
+        report[at : at + 72] = component.to_bytes(72, "little")
+        assert failed_check(bytes(report), GOOD.certificates, GOOD.roots).startswith("report.signature")
+
+
+def test_a_report_of_another_length_is_malformed() -> None:
+    with pytest.raises(MalformedEvidence, match="1183 bytes"):
+        verify(GOOD.report()[:-1], GOOD.certificates, GOOD.roots, NOW)
+
+
+def test_both_pss_encodings_are_accepted_and_no_third() -> None:
+    assert GOOD.vek.uses_pss
+    assert not replace(GOOD.vek, uses_pss=False).signed_by(GOOD.ask)
+
+
+def test_time_without_a_zone_is_refused_loudly() -> None:
+    with pytest.raises(TypeError):
+        verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW.replace(tzinfo=None))
+
+
+assert NOW.tzinfo is UTC

@@ -1,0 +1,331 @@
+"""Memory encryption: equal to slow references and published vectors, block by block, on both DRAM back ends."""
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snpbook.hardware.cipher import STEP_PAGES
+from snpbook.hardware.dram import Bytes, Dram, Pages
+from snpbook.hardware.encryption import MemoryEncryption, MissingKeyError, memory_key
+from snpbook.hardware.xex import Xex
+from snpbook.hardware.xts import Xts
+from tests.reference import xex as reference
+
+PAGE = 4096
+SIZE = 4 << 20
+BORDER = 2 << 20  # where the dictionary's first region ends
+KEY_SIZES = {"xex-aes-128": 16, "xts-aes-256": 64}
+SCHEMES = list(KEY_SIZES)
+SEED = b"machine"
+KEYS = {scheme: [memory_key(bytes([n]) * 32, size) for n in range(2)] for scheme, size in KEY_SIZES.items()}
+CONSTANTS = Xex(SEED).constants
+
+IEEE_KEY = bytes.fromhex(
+    "2718281828459045235360287471352662497757247093699959574966967627"
+    "3141592653589793238462643383279502884197169399375105820974944592"
+)
+IEEE_PLAIN = np.tile(np.arange(256, dtype=np.uint8), PAGE // 256)
+IEEE_VECTORS = {  # IEEE 1619-2007 annex B, vectors 10 to 14: data unit number, the first two blocks
+    0xFF: "1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b",
+    0xFFFF: "77a31251618a15e6b92d1d66dffe7b50b50bad552305ba0217a610688eff7e11",
+    0xFFFFFF: "e387aaa58ba483afa7e8eb469778317ecf4cf573aa9d4eac23f2cdf914e4e200",
+    0xFFFFFFFF: "bf53d2dade78e822a4d949a9bc6766b01b06a8ef70d26748c6a7fc36d80ae4c5",
+    0xFFFFFFFFFF: "64497e5a831e4a932c09be3e5393376daa599548b816031d224bbf50a818ed23",
+}
+IEEE_LAST_OF_10 = "c4f36ffda9fcea70b9c6e693e148c151"  # the 32nd block of vector 10
+
+
+def random_bytes(size: int, seed: int = 1) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def expected(scheme: str, key: bytes, spa: int, plain: bytes) -> bytes:
+    """The reference for both schemes; `plain` starts at a page for XTS."""
+    if scheme == "xex-aes-128":
+        return reference.encrypt(CONSTANTS, key, spa, plain)
+    result = b""
+    for start in range(0, len(plain), PAGE):
+        number = ((spa + start) // PAGE).to_bytes(16, "little")
+        result += Cipher(algorithms.AES(key), modes.XTS(number)).encryptor().update(plain[start : start + PAGE])
+    return result
+
+
+@pytest.fixture(
+    params=[(s, m) for s in SCHEMES for m in (True, False)], ids=lambda p: f"{p[0]}-{'map' if p[1] else 'dict'}"
+)
+def engine(request: pytest.FixtureRequest) -> tuple[MemoryEncryption, Dram]:
+    scheme, mapping = request.param
+    return make(scheme, mapping)
+
+
+def make(scheme: str, mapping: bool) -> tuple[MemoryEncryption, Dram]:
+    dram = Dram(SIZE, mapping=mapping)
+    engine = MemoryEncryption(dram, scheme, SEED)
+    for asid, key in enumerate(KEYS[scheme], 1):
+        engine.install(asid, key)
+    return engine, dram
+
+
+# The ciphers
+
+
+STEP_BLOCKS = STEP_PAGES * PAGE // 16
+
+
+@given(
+    st.integers(0, (1 << 44) - 600)
+    | st.tuples(st.integers(1, 1 << 28), st.integers(1, 300)).map(lambda near: near[0] * STEP_BLOCKS - near[1]),
+    st.integers(1, 600),
+)
+def test_xex_span_equals_the_reference(block: int, blocks: int) -> None:
+    plain = random_bytes(16 * blocks)
+    key, result = Xex(SEED).key(bytes(range(16))), np.zeros(16 * blocks, np.uint8)
+    key.encrypt.span(16 * block, plain, result)
+    assert result.tobytes() == reference.encrypt(CONSTANTS, bytes(range(16)), 16 * block, plain.tobytes())
+    key.decrypt.span(16 * block, result, result)
+    assert result.tobytes() == plain.tobytes()
+
+
+@given(st.lists(st.integers(0, (1 << 36) - 1), min_size=1, max_size=4))
+def test_xex_scattered_pages_equal_the_reference(numbers: list[int]) -> None:
+    plain = random_bytes(len(numbers) * PAGE).reshape(-1, PAGE)
+    key, result = Xex(SEED).key(bytes(range(16))), np.zeros_like(plain)
+    key.encrypt.pages(np.array(numbers, np.uint64), plain, result)
+    for number, before, after in zip(numbers, plain, result, strict=True):
+        assert after.tobytes() == reference.encrypt(CONSTANTS, bytes(range(16)), number * PAGE, before.tobytes())
+
+
+def test_xex_of_a_run_and_of_scattered_pages_agree_over_many_steps() -> None:
+    count = 3 * STEP_PAGES + 5
+    plain = random_bytes(count * PAGE)
+    key = Xex(SEED).key(bytes(16))
+    run, scattered = np.zeros_like(plain), np.zeros_like(plain)
+    key.encrypt.span(7 * PAGE, plain, run)
+    key.encrypt.pages(np.arange(7, 7 + count, dtype=np.uint64), plain.reshape(-1, PAGE), scattered.reshape(-1, PAGE))
+    assert np.array_equal(run, scattered)
+    last = slice((count - 1) * PAGE, count * PAGE)
+    spa = (7 + count - 1) * PAGE
+    assert run[last].tobytes() == reference.encrypt(CONSTANTS, bytes(16), spa, plain[last].tobytes())
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, STEP_PAGES + 1, 300])
+@pytest.mark.parametrize("direction", ["encryptor", "decryptor"])
+def test_xts_equals_the_library(count: int, direction: str) -> None:
+    pages = np.random.default_rng(count).integers(0, 1 << 52, count, np.uint64)
+    source = random_bytes(count * PAGE).reshape(-1, PAGE)
+    pair = Xts().key(IEEE_KEY)
+    result = source.copy()
+    (pair.encrypt if direction == "encryptor" else pair.decrypt).pages(pages, result, result)
+    for page, before, after in zip(pages.tolist(), source, result, strict=True):
+        cipher = Cipher(algorithms.AES(IEEE_KEY), modes.XTS(page.to_bytes(16, "little")))
+        assert after.tobytes() == getattr(cipher, direction)().update(before.tobytes())
+
+
+@pytest.mark.parametrize("count", [1, 65], ids=["library", "vectorised"])
+def test_xts_published_vectors(count: int) -> None:
+    key = Xts().key(IEEE_KEY).encrypt
+    for number, head in IEEE_VECTORS.items():
+        pages = np.full(count, number, np.uint64)
+        result = np.zeros((count, PAGE), np.uint8)
+        key.pages(pages, np.tile(IEEE_PLAIN, (count, 1)), result)
+        assert {row[:32].tobytes().hex() for row in result} == {head}
+        if number == 0xFF:
+            assert result[0, 31 * 16 : 32 * 16].tobytes().hex() == IEEE_LAST_OF_10
+
+
+def test_xex_tweak_is_linear() -> None:
+    """A block moved with C ^ T(p) ^ T(q) decrypts to P ^ T(p) ^ T(q): what moving attacks rest on."""
+    key, p, q = Xex(SEED).key(bytes(16)), 0x1230, 0x45670
+    plain, raw, moved = random_bytes(16), np.zeros(16, np.uint8), np.zeros(16, np.uint8)
+    key.encrypt.span(p, plain, raw)
+    delta = np.frombuffer(reference.tweak(CONSTANTS, p ^ q), np.uint8)
+    key.decrypt.span(q, raw ^ delta, moved)
+    assert np.array_equal(moved, plain ^ delta)
+
+
+# The engine
+
+
+def test_whole_pages(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, dram = engine
+    plain = random_bytes(5 * PAGE).reshape(-1, PAGE)
+    for pages in (range(510, 515), np.array([3, 514, 0, 1023, 511], np.uint64)):
+        encryption.write_pages(1, pages, plain)
+        assert np.array_equal(encryption.read_pages(1, pages), plain)
+        for page, row in zip(pages, plain, strict=True):
+            wanted = expected(encryption.scheme, KEYS[encryption.scheme][0], int(page) * PAGE, row.tobytes())
+            assert dram.read(int(page) * PAGE, PAGE) == wanted
+
+
+@pytest.mark.parametrize("pages", [range(300, 700), np.random.default_rng(3).permutation(1024)[:400].astype(np.uint64)])
+def test_in_place(engine: tuple[MemoryEncryption, Dram], pages: Pages) -> None:
+    encryption, dram = engine
+    plain = random_bytes(SIZE).reshape(-1, PAGE)
+    dram.write(0, plain.reshape(-1))
+    encryption.encrypt_in_place(1, pages)
+    numbers = np.asarray(pages, np.int64)
+    assert np.array_equal(encryption.read_pages(1, pages), plain[numbers])
+    for page in numbers[[0, 211, 399]]:
+        wanted = expected(encryption.scheme, KEYS[encryption.scheme][0], int(page) * PAGE, plain[page].tobytes())
+        assert dram.read(int(page) * PAGE, PAGE) == wanted
+    others = np.setdiff1d(np.arange(SIZE // PAGE), numbers)
+    assert np.array_equal(dram.gather(others.astype(np.uint64)), plain[others])
+
+
+Write = tuple[int, bytes]
+WINDOW, WINDOW_SIZE = BORDER - 2 * PAGE, 4 * PAGE
+writes = st.tuples(st.integers(0, WINDOW_SIZE), st.binary(max_size=40) | st.integers(0, WINDOW_SIZE).map(bytes)).filter(
+    lambda write: write[0] + len(write[1]) <= WINDOW_SIZE
+)
+
+
+@given(st.sampled_from(SCHEMES), st.booleans(), st.lists(writes, max_size=8), writes)
+def test_byte_ranges(scheme: str, mapping: bool, done: list[Write], asked: Write) -> None:
+    encryption, dram = make(scheme, mapping)
+    mirror = bytearray(random_bytes(WINDOW_SIZE))
+    encryption.write(1, WINDOW, mirror)
+    for offset, data in done:
+        encryption.write(1, WINDOW + offset, data)
+        mirror[offset : offset + len(data)] = data
+    assert dram.read(WINDOW, WINDOW_SIZE) == expected(scheme, KEYS[scheme][0], WINDOW, bytes(mirror))
+    offset, size = asked[0], len(asked[1])
+    assert encryption.read(1, WINDOW + offset, size) == mirror[offset : offset + size]
+
+
+def test_a_write_changes_the_blocks_that_it_touches_and_no_other(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, dram = engine
+    before = random_bytes(2 * PAGE)
+    dram.write(0, before)
+    encryption.write(1, 4090, b"eight by")
+    changed = np.flatnonzero(np.frombuffer(dram.read(0, 2 * PAGE), np.uint8) != before)
+    assert set(changed // 16) == {255, 256}
+
+
+def test_ciphertext_depends_on_key_address_and_plaintext_only(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, dram = engine
+    plain = np.zeros((1, PAGE), np.uint8)
+
+    def raw(asid: int, page: int) -> bytes:
+        encryption.write_pages(asid, range(page, page + 1), plain)
+        return dram.read(page * PAGE, PAGE)
+
+    first = raw(1, 8)
+    encryption.write_pages(1, range(8, 9), random_bytes(PAGE).reshape(1, PAGE))
+    assert raw(1, 8) == first
+    assert raw(1, 9) != first
+    assert len({first[i : i + 16] for i in range(0, PAGE, 16)}) == PAGE // 16
+    assert encryption.read(2, 8 * PAGE, PAGE) != bytes(PAGE)
+    assert raw(2, 8) != first
+
+
+def test_reset_draws_other_address_constants() -> None:
+    assert not set(Xex(b"a").constants) & set(Xex(b"b").constants)
+    assert len(set(CONSTANTS)) == len(CONSTANTS) == 44
+
+
+@pytest.mark.parametrize("pages", [range(1, 6), np.array([5, 4, 3, 2, 1], np.uint64)])
+def test_a_view_of_dram_may_be_the_data(engine: tuple[MemoryEncryption, Dram], pages: Pages) -> None:
+    encryption, dram = engine
+    raw = random_bytes(6 * PAGE).reshape(-1, PAGE)
+    dram.write(0, raw.reshape(-1))
+    encryption.write_pages(1, pages, dram.gather(range(5)))
+    assert np.array_equal(encryption.read_pages(1, pages), raw[:5])
+
+
+def test_keys_come_and_go(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, _ = engine
+    encryption.write(1, 0, b"secret")
+    encryption.remove(1)
+    assert (encryption.has_key(1), encryption.has_key(2)) == (False, True)
+    for access in (lambda: encryption.read(1, 0, 6), lambda: encryption.remove(1)):
+        with pytest.raises(MissingKeyError, match="asid = 1: no memory key"):
+            access()
+    encryption.install(1, KEYS[encryption.scheme][1])
+    assert encryption.read(1, 0, 6) != b"secret"
+    encryption.install(1, KEYS[encryption.scheme][0])
+    assert encryption.read(1, 0, 6) == b"secret"
+
+
+def test_empty_operands(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, dram = engine
+    none = np.array([], np.uint64)
+    for pages in (range(3, 3), none):
+        assert encryption.read_pages(1, pages).shape == (0, PAGE)
+        encryption.write_pages(1, pages, np.empty((0, PAGE), np.uint8))
+        encryption.encrypt_in_place(1, pages)
+    encryption.write(1, SIZE, b"")
+    assert encryption.read(1, 5, 0) == b""
+    assert not any(dram.read(0, SIZE))
+
+
+ROW = np.zeros((1, PAGE), np.uint8)
+BAD: list[tuple[Callable[[MemoryEncryption], Any], type[Exception], str]] = [
+    (lambda e: e.read_pages(1, 5.0), TypeError, "pages = 5.0: a range or an array of uint64"),
+    (lambda e: e.read_pages(1, [5]), TypeError, r"pages = \[5\]"),
+    (lambda e: e.read_pages(1, np.array([5.0])), TypeError, r"pages = float64 \(1,\)"),
+    (lambda e: e.read_pages(1, np.array([5])), TypeError, r"pages = int64"),
+    (lambda e: e.write_pages(1, np.zeros((1, 1), np.uint64), ROW), TypeError, r"pages = uint64 \(1, 1\)"),
+    (lambda e: e.write_pages(1, range(0, 4, 2), np.zeros((2, PAGE), np.uint8)), ValueError, "a run has step 1"),
+    (lambda e: e.write_pages(1, range(1024, 1025), ROW), ValueError, "pages 0x400 to 0x400: DRAM has 0x400 pages"),
+    (lambda e: e.write_pages(1, range(-1, 0), ROW), ValueError, "pages -0x1 to -0x1"),
+    (lambda e: e.encrypt_in_place(1, np.array([3, 1 << 63], np.uint64)), ValueError, "pages 0x3 to 0x8"),
+    (lambda e: e.encrypt_in_place(1, np.array([3, 3], np.uint64)), ValueError, "named twice"),
+    (lambda e: e.encrypt_in_place(1, range(1000, 1025)), ValueError, "DRAM has 0x400 pages"),
+    (lambda e: e.write_pages(1, range(2), ROW), ValueError, r"data = uint8 \(1, 4096\): an array of uint8 \(2, 4096\)"),
+    (lambda e: e.write_pages(1, range(1), ROW.astype(int)), ValueError, "data = int64"),
+    (lambda e: e.write_pages(1, range(1), bytes(PAGE)), ValueError, "data = b"),
+    (lambda e: e.read(1, 1.0, 4), TypeError, "spa = 1.0: an integer"),
+    (lambda e: e.read(1, 0, 4.0), TypeError, "size = 4.0: an integer"),
+    (lambda e: e.read(1, SIZE - 3, 4), ValueError, "spa = 0x3ffffd, size = 0x4: outside DRAM of 0x400000 bytes"),
+    (lambda e: e.write(1, -1, b"ab"), ValueError, "spa = -0x1"),
+    (lambda e: e.read(1, 0, -1), ValueError, "size = -0x1"),
+    (lambda e: e.write(3, 0, b"ab"), MissingKeyError, "asid = 3"),
+    (lambda e: e.read(1.5, 0, 1), TypeError, "asid = 1.5: an integer"),
+    (lambda e: e.install(-1, KEYS[e.scheme][0]), ValueError, "asid = -1"),
+    (lambda e: e.install(1, bytes(32)), ValueError, r"key: .* takes (16|64) bytes, not 32"),
+]
+
+
+@pytest.mark.parametrize(("operation", "error", "message"), BAD, ids=[message for _, _, message in BAD])
+def test_bad_operands_change_nothing(
+    engine: tuple[MemoryEncryption, Dram],
+    operation: Callable[[MemoryEncryption], Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    encryption, dram = engine
+    before = random_bytes(SIZE)
+    dram.write(0, before)
+    with pytest.raises(error, match=message):
+        operation(encryption)
+    assert dram.read(0, SIZE) == before.tobytes()
+    assert [encryption.has_key(asid) for asid in (-1, 1, 2, 3)] == [False, True, True, False]
+
+
+def test_whole_numbers_of_numpy_are_taken(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, _ = engine
+    encryption.write(np.uint16(1), np.uint64(0x1003), b"abc")
+    assert encryption.read(1, 0x1003, np.uint8(3)) == b"abc"
+
+
+def test_machines_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="scheme = 'rot13': one of xex-aes-128, xts-aes-256"):
+        MemoryEncryption(Dram(SIZE), "rot13", SEED)
+    with pytest.raises(ValueError, match="addresses below 0x1000000000000"):
+        MemoryEncryption(Dram((1 << 48) + BORDER, mapping=False), "xex-aes-128", SEED)
+    with pytest.raises(ValueError, match="two halves, must differ"):
+        MemoryEncryption(Dram(SIZE), "xts-aes-256", SEED).install(1, bytes(64))
+    with pytest.raises(ValueError, match="32 bytes, not 5"):
+        memory_key(b"short", 16)
+
+
+def test_memory_keys_differ_by_guest_and_are_stable() -> None:
+    assert memory_key(bytes(32), 16) == hmac.digest(bytes(32), b"sev-vm-encryption-key-0\x01", "sha256")[:16]
+    assert memory_key(bytes(32), 64)[:32] != memory_key(bytes(32), 64)[32:]
+    assert memory_key(bytes(32), 16) != memory_key(b"\1" * 32, 16)
