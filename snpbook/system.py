@@ -6,10 +6,18 @@ systems with the same arguments do the same, byte for byte. This file joins; it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
+from snpbook.attest.appraise import Policy, appraise
+from snpbook.attest.certs import Certificate
+from snpbook.attest.checks import Check, NotGenuine, Result
+from snpbook.attest.measure import snp_digest, vmsa_pages
+from snpbook.attest.roots import named_roots
+from snpbook.attest.verify import verify
 from snpbook.firmware.keys import Chip, kdf
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.table import power_on
@@ -22,15 +30,19 @@ from snpbook.host.kernel import Kernel
 from snpbook.host.vmm import DirectBoot, Vmm
 from snpbook.spec.image import Image
 from snpbook.spec.kvm import KvmExit
+from snpbook.spec.launch import kernel_hash_table
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.products import product as find_product
 from snpbook.spec.resources import resource
+from snpbook.spec.sizes import parse_size
 from snpbook.trace import Counts, Recorder, Trace
 from snpbook.vendor.ca import AmdCa
 
 GIB = 1 << 30
 ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
 """When AMD issued this chip's certificate: fixed, so that certificates are the same each time."""
+NOW = ISSUED + timedelta(days=30)
+"""The time of verification unless the caller gives one."""
 SAMPLE_IMAGE = ("data", "firmware", "sample.fd")
 
 
@@ -48,11 +60,12 @@ class _Rng:
 class System:
     """An EPYC server. `installed` is its memory in bytes, of which nothing is used until it is touched."""
 
-    def __init__(self, product: str = "milan", seed: str = "snpbook", *, installed: int = 4 * GIB, cores: int = 8) -> None:
+    def __init__(
+        self, product: str = "milan", seed: str = "snpbook", *, installed: int = 4 * GIB, cores: int = 8
+    ) -> None:
         self.product, self.seed = find_product(product), seed
-        self.trace, self.counts, self.log = Trace(), Counts(), Recorder()
-        for listener in (self.counts, self.log):
-            self.trace.subscribe(listener)
+        self.trace, self.counts = Trace(), Counts()
+        self.trace.subscribe(self.counts)
         root = seed.encode()
         self.machine = Machine(
             self.product, installed, boot_entropy=kdf(root, "boot", b"", 32), trace=self.trace, cores=cores
@@ -64,19 +77,35 @@ class System:
     def __repr__(self) -> str:
         return f"System({self.product.name}, seed {self.seed!r}, {self.host!r})"
 
+    def record(self) -> Recorder:
+        """Keep every event from now on, for a log."""
+        recorder = Recorder()
+        self.trace.subscribe(recorder)
+        return recorder
+
     def create_vm(
         self,
         *,
-        memory: int = 64 << 20,
+        memory: int | str = "64 MiB",
         vcpus: int = 1,
         image: Image | None = None,
         boot: DirectBoot | None = None,
     ) -> Guest:
-        """A guest with a firmware image (default: the sample image), not yet launched."""
+        """A guest with a firmware image (default: the sample image), not yet launched.
+
+        `memory` is in bytes, or a text such as "64 MiB".
+        """
         image = image or sample_image()
-        signature = self.product.vcpu_signature
-        vmm = Vmm(self.host, image, memory=memory, vcpus=vcpus, vcpu_signature=signature, boot=boot)
+        size, signature = parse_size(memory), self.product.vcpu_signature
+        vmm = Vmm(self.host, image, memory=size, vcpus=vcpus, vcpu_signature=signature, boot=boot)
         return Guest(self, vmm)
+
+    def owner(self, guest: Guest) -> Owner:
+        """The relying party of a guest: knows its image and the toy roots, and sees nothing of the machine."""
+        vmm = guest.vmm
+        pages = vmsa_pages(vmm.image, len(vmm.vcpus), self.product.vcpu_signature)
+        hashes = kernel_hash_table(vmm.boot.kernel, vmm.boot.initrd, vmm.boot.cmdline) if vmm.boot else None
+        return Owner(snp_digest(vmm.image, pages, kernel_hashes=hashes), self.certificates())
 
     def certificates(self) -> list[bytes]:
         """VCEK, ASK, ARK of this chip at the reported TCB, DER: what AMD's key service would give. Toy keys."""
@@ -97,9 +126,7 @@ class Guest:
         state = "running" if self.booted else "launched" if self.vmm.vm.launched else "created"
         return f"Guest({state}, {self.vmm!r})"
 
-    def launch(
-        self, policy: int = DEFAULT_POLICY, progress: Callable[[str, int, int], None] | None = None
-    ) -> None:
+    def launch(self, policy: int = DEFAULT_POLICY, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Launch through KVM and the firmware."""
         self.vmm.launch(policy, progress=progress)
 
@@ -130,8 +157,48 @@ class Guest:
         return vcpu.executor.outcome
 
 
+class Outcome(StrEnum):
+    """The three ends of a verification."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused by policy"
+    NOT_GENUINE = "not genuine"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an owner concludes from a report: `outcome`, and every check that was made."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        failed = [check.name for check in self.checks if check.result is Result.FAILED]
+        return f"{self.outcome}: {', '.join(failed)}" if failed else self.outcome
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The guest's owner, far away: the expected measurement, computed from the image alone, and certificates."""
+
+    expected_measurement: bytes
+    certificates: Sequence[bytes] = field(repr=False)
+
+    def verify(self, report: bytes, nonce: bytes | None = None, now: datetime = NOW) -> Verdict:
+        """Is the report genuine, does it measure what it should, and does it carry the nonce?"""
+        certificates = [Certificate.read(der) for der in self.certificates]
+        policy = Policy("owner", measurement=self.expected_measurement, report_data=nonce)
+        try:
+            verified = verify(report, certificates, named_roots("toy"), now)
+        except NotGenuine as refusal:
+            return Verdict(Outcome.NOT_GENUINE, refusal.checks)
+        appraisal = appraise(verified, policy)
+        outcome = Outcome.ACCEPTED if appraisal.accepted else Outcome.REFUSED
+        return Verdict(outcome, (*verified.checks, *appraisal.checks))
+
+
 def sample_image() -> Image:
     """The small OVMF-shaped image that snpbook ships."""
     return Image.parse(resource(*SAMPLE_IMAGE).read_bytes())
-
-

@@ -127,7 +127,7 @@ class Trace:
         return lambda: self._listeners.remove(listener)
 
     def emit(self, event: Event) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(event)
 
 

@@ -25,7 +25,7 @@ def page_contents(pages: NDArray[np.uint8]) -> list[bytes]:
     uniform[uniform] = (words[uniform] == words[uniform, :1]).all(axis=1)
     known: dict[int, bytes] = {}
     digests: list[bytes] = []
-    view = memoryview(np.ascontiguousarray(pages)).cast("B")
+    view = np.ascontiguousarray(pages).data.cast("B")
     first = words[:, 0].tolist()
     for i, same in enumerate(uniform.tolist()):
         digest = known.get(first[i]) if same else None

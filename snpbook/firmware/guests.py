@@ -27,9 +27,7 @@ def snp_gctx_create(psp: SecureProcessor, buffer: Record) -> None:
     require_small(psp, spa, "gctx_paddr")
 
     # ACTION
-    context = GUEST_CONTEXT.record(
-        state=GuestState.INIT, vek_seed=psp.rng(32), launch_tcb=int(psp.committed_tcb)
-    )
+    context = GUEST_CONTEXT.record(state=GuestState.INIT, vek_seed=psp.rng(32), launch_tcb=int(psp.committed_tcb))
     make_context(psp, spa)
     psp.save_context(spa, context)
 

@@ -104,7 +104,9 @@ def _check_pages(
     states = decode_states(entries)
     every = np.ones(len(pages), bool)
 
-    def check(status: Status, rule: str, failed: NDArray[np.bool_] | bool, expected: object = "", found: object = "") -> tuple[FirmwareRefusal, NDArray[np.bool_]]:
+    def check(
+        status: Status, rule: str, failed: NDArray[np.bool_] | bool, expected: object = "", found: object = ""
+    ) -> tuple[FirmwareRefusal, NDArray[np.bool_]]:
         return FirmwareRefusal(status, rule, expected, found), every & failed
 
     checks = [
@@ -113,9 +115,16 @@ def _check_pages(
         check(Status.INVALID_ADDRESS, "a 2 MB page is aligned", large & (pages % U64(PAGES_PER_LARGE) != 0), 0),
         check(Status.INVALID_PAGE_SIZE, "pages of this type are 4 KB", large and kind in _SMALL_ONLY, "4K", "2M"),
         check(Status.INVALID_PARAM, "page type is a known one", not isinstance(kind, LaunchPage), "1..6", kind),
-        check(Status.INVALID_GUEST_STATE, "guest state", context.state is not GuestState.LAUNCH, "LAUNCH", context.state),
+        check(
+            Status.INVALID_GUEST_STATE, "guest state", context.state is not GuestState.LAUNCH, "LAUNCH", context.state
+        ),
         check(Status.INACTIVE, "the guest has an ASID", context.asid == 0, "an ASID", 0),
-        check(Status.INVALID_PAGE_OWNER, "page owner", (low & U64(spec.ASID)) >> U64(spec.ASID_SHIFT) != context.asid, context.asid),
+        check(
+            Status.INVALID_PAGE_OWNER,
+            "page owner",
+            (low & U64(spec.ASID)) >> U64(spec.ASID_SHIFT) != context.asid,
+            context.asid,
+        ),
     ]
     stop, refusal = first_refusal(checks, len(pages))
     if kind is LaunchPage.CPUID:

@@ -96,7 +96,8 @@ def make_guest_valid(psp: SecureProcessor, pages: Words, permissions: tuple[int,
 
 def reclaim(psp: SecureProcessor, pages: Words) -> None:
     """Hand pages back to the hypervisor: Firmware and Metadata become Reclaim, Pre-Guest Guest-Invalid,
-    Pre-Swap Guest-Valid; all by clearing Immutable and Lock."""
+    Pre-Swap Guest-Valid; all by clearing Immutable and Lock.
+    """
     entries = psp.machine.rmp.load(pages).copy()
     entries[:, 0] &= ~U64(IMMUTABLE | LOCK)
     psp.machine.rmp.store(pages, entries)
@@ -109,7 +110,9 @@ def _rewrite(psp: SecureProcessor, spa: int, low: int) -> None:
     psp.machine.rmp.store(page, entry)
 
 
-def first_refusal(failed: list[tuple[FirmwareRefusal, np.ndarray[tuple[int], np.dtype[np.bool_]]]], count: int) -> tuple[int, FirmwareRefusal | None]:
+def first_refusal(
+    failed: list[tuple[FirmwareRefusal, np.ndarray[tuple[int], np.dtype[np.bool_]]]], count: int
+) -> tuple[int, FirmwareRefusal | None]:
     """Of checks in order, each with the pages that fail it: the first page that fails any, and its first check."""
     stop, reason = count, None
     for refusal, where in failed:

@@ -109,7 +109,9 @@ class SecureProcessor:
 
     def _lookup(self, command: int) -> tuple[Layout | None, Handler, RunHandler | None]:
         known = command in self._commands
-        require(known, Status.INVALID_COMMAND, "the command is one that this firmware has", "a known id", _name(command))
+        require(
+            known, Status.INVALID_COMMAND, "the command is one that this firmware has", "a known id", _name(command)
+        )
         return self._commands[Command(command)]
 
     def _buffer(self, layout: Layout | None, address: int) -> Record:

@@ -17,7 +17,7 @@ from snpbook.hardware.executor import GuestCpu
 from snpbook.spec import ghcb as spec
 from snpbook.spec import kvm
 from snpbook.spec.ghcb import PSC_ENTRIES, PSC_ENTRY, PSC_HEADER, Nae, PageOperation
-from snpbook.spec.image import FOUR_GIB, Image, SectionType
+from snpbook.spec.image import FOUR_GIB, Image, ImageError, SectionType
 from snpbook.spec.kvm import Cmos
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 from snpbook.spec.rmp import RmpCode
@@ -44,13 +44,14 @@ class Layout:
     def of(cls, image: Image) -> Layout:
         """Choose the places from the image's metadata.
 
-        `ValueError` where the image has no secrets page or no room that is validated at launch.
+        `ImageError` where the image has no secrets page or no room that is validated at launch.
         """
         room = [s for s in image.sections_of(SectionType.SEC_MEM) if s.size >= TABLE_PAGES * PAGE_SIZE]
         secrets = image.sections_of(SectionType.SECRETS)
         if not secrets or not room:
-            missing = "no secrets page" if not secrets else f"no SEC memory of {TABLE_PAGES} pages"
-            raise ValueError(f"the image cannot boot as an SNP guest: its SEV metadata has {missing}")
+            missing = "secrets page" if not secrets else f"SEC memory of {TABLE_PAGES} pages"
+            found = f"SEV metadata without a {missing}" if image.sections else "no SEV metadata"
+            raise ImageError(f"the image cannot boot as an SNP guest: it has {found}")
         taken = {page for s in image.sections for page in range(s.gpa >> PAGE_SHIFT, s.gpa + s.size >> PAGE_SHIFT)}
         free = (
             base + i
@@ -127,7 +128,7 @@ async def memory_ranges(ghcb: Ghcb) -> list[range]:
     above_1m = await word(Cmos.ABOVE_1M_LOW, Cmos.ABOVE_1M_HIGH) * kvm.CMOS_UNIT_1M
     above_4g = await word(Cmos.ABOVE_4G_LOW, Cmos.ABOVE_4G_MID, Cmos.ABOVE_4G_HIGH) * kvm.CMOS_UNIT_16M
     low = kvm.SIXTEEN_MIB + above_16m if above_16m else kvm.ONE_MIB + above_1m
-    ranges = [range(0, low >> PAGE_SHIFT)]
+    ranges = [range(low >> PAGE_SHIFT)]
     if above_4g:
         ranges.append(range(FOUR_GIB >> PAGE_SHIFT, FOUR_GIB + above_4g >> PAGE_SHIFT))
     return ranges
@@ -156,7 +157,14 @@ async def accept(ghcb: Ghcb, pages: range) -> None:
     last = max(pages.stop // PAGES_PER_LARGE * PAGES_PER_LARGE, first)
     small = PSC_ENTRY.record(operation=PageOperation.PRIVATE)
     large = small.replace(page_size=1)
-    await _ask(ghcb, [(small, range(pages.start, first)), (large, range(first, last, PAGES_PER_LARGE)), (small, range(last, pages.stop))])
+    await _ask(
+        ghcb,
+        [
+            (small, range(pages.start, first)),
+            (large, range(first, last, PAGES_PER_LARGE)),
+            (small, range(last, pages.stop)),
+        ],
+    )
     await _validate(ghcb, range(pages.start, first))
     await _validate_large(ghcb, range(first, last, PAGES_PER_LARGE))
     await _validate(ghcb, range(last, pages.stop))

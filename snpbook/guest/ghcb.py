@@ -119,4 +119,6 @@ class Ghcb:
         return self.gpa + spec.SHARED_BUFFER_OFFSET
 
 
-_IN_BITMAP = {field.name for field in GHCB.fields.values() if field.offset < GHCB.offset("valid_bitmap") and field.size == 8}
+_IN_BITMAP = {
+    field.name for field in GHCB.fields.values() if field.offset < GHCB.offset("valid_bitmap") and field.size == 8
+}

@@ -6,6 +6,7 @@ integrity tag and no freshness. Sources: the SEVurity paper (XEX), IEEE 1619 (XT
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,16 +46,27 @@ class MemoryKey:
     decrypt: Transform = field(repr=False)
 
 
-def whiten(ecb: CipherContext, tweak: Words, source: Bytes, destination: Bytes) -> None:
-    """destination = AES(source ^ tweak) ^ tweak, on flat arrays of at least one block and equal length.
+def whiten(ecb: CipherContext, tweaks: Iterable[Words], source: Bytes, destination: Bytes) -> None:
+    """destination = AES(source ^ tweak) ^ tweak on flat arrays of whole blocks, step by step.
 
-    `ecb` is a long-lived ECB context, which keeps nothing between blocks. It works inside `destination`; the last
-    block goes apart, since `update_into` asks for a buffer that is 15 bytes longer than what it writes.
+    `tweaks` yields each step's tweaks, and may reuse their memory; together they are as long as `source`. `ecb` is a
+    long-lived ECB context, which keeps nothing between blocks. It works inside `destination`.
     """
-    words, buffer = destination.view(np.uint64), destination.data
-    np.bitwise_xor(source.view(np.uint64), tweak, out=words)
-    last = destination.size - BLOCK_SIZE
-    if last:
-        ecb.update_into(buffer[:last], buffer)
-    buffer[last:] = ecb.update(buffer[last:])
-    np.bitwise_xor(words, tweak, out=words)
+    before, after, buffer = source.view(np.uint64), destination.view(np.uint64), destination.data
+    start = 0
+    for tweak in tweaks:
+        stop = start + tweak.size
+        part = after[start:stop]
+        np.bitwise_xor(before[start:stop], tweak, out=part)
+        _in_place(ecb, buffer, 8 * start, 8 * stop)
+        np.bitwise_xor(part, tweak, out=part)
+        start = stop
+
+
+def _in_place(ecb: CipherContext, buffer: memoryview, start: int, stop: int) -> None:
+    """AES on a part of a buffer. `update_into` asks for 15 bytes beyond what it writes: a last block goes apart."""
+    room = stop + BLOCK_SIZE - 1
+    if room > len(buffer):
+        room, stop = stop, stop - BLOCK_SIZE
+        buffer[stop:room] = ecb.update(buffer[stop:room])
+    ecb.update_into(buffer[start:stop], buffer[start:room])

@@ -15,7 +15,7 @@ import numpy as np
 from snpbook.hardware.checks import Access, check_guest, check_write
 from snpbook.hardware.dram import Words
 from snpbook.hardware.exits import GuestException, Npf
-from snpbook.hardware.instructions import Codes, pvalidate
+from snpbook.hardware.instructions import Codes, Validation, pvalidate
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.paging import Flags, guest_walk, nested_walk
 from snpbook.hardware.rmp import U64
@@ -27,6 +27,8 @@ from snpbook.spec.vmsa import CR0_PG, EFER_LME
 from snpbook.trace import Instruction
 
 VECTOR_PF, VECTOR_VC = 14, 29
+WINDOW = 2048
+"""Pages of a run that are translated at once: a fault costs at most this many walks again."""
 Fault = Npf | GuestException
 
 
@@ -177,7 +179,20 @@ class GuestCore:
         if self.registers["vmpl"] or self.registers["cpl"]:
             raise GuestException(13, 0, address)
         first = address >> PAGE_SHIFT
-        virtual = np.arange(first, first + count * step, step, dtype=U64)
+        codes: list[Codes] = []
+        unchanged: list[Flags] = []
+        fault: Fault | None = None
+        for start in range(0, count, WINDOW):
+            virtual = first + step * np.arange(start, min(start + WINDOW, count), dtype=U64)
+            done, fault = self._pvalidate(virtual, validate, large)
+            codes.append(done.codes)
+            unchanged.append(done.unchanged)
+            if fault is not None:
+                break
+        return np.concatenate(codes), np.concatenate(unchanged), fault
+
+    def _pvalidate(self, virtual: Words, validate: bool, large: bool) -> tuple[Validation, Fault | None]:
+        """One window of a PVALIDATE run: what was done, and the fault behind it."""
         found = self.translate(virtual, validating=True)
         rmp, pages = self.machine.rmp, found.pages[: found.stop]
         before = rmp.load(pages).copy() if self.machine.trace else None
@@ -193,13 +208,13 @@ class GuestCore:
                 Instruction(
                     name="PVALIDATE",
                     actor=self.vcpu,
-                    pages=_run(pages[:stop], step),
+                    pages=_run(pages[:stop], PAGES_PER_LARGE if large else 1),
                     status=done.codes,
                     before=before[:stop],
                     after=rmp.load(pages[:stop]).copy(),
                 )
             )
-        return done.codes, done.unchanged, fault
+        return done, fault
 
 
 def _pages(address: int, size: int) -> Words:
@@ -210,7 +225,11 @@ def _pages(address: int, size: int) -> Words:
 def _alike(bad: Flags, gfns: Words, private: Flags, first: int) -> int:
     """How many pages from `first` on fault in the same way at consecutive guest addresses."""
     count = len(bad) - first
-    same = bad[first:] & (gfns[first:] == gfns[first] + np.arange(count, dtype=U64)) & (private[first : first + count] == private[first])
+    same = (
+        bad[first:]
+        & (gfns[first:] == gfns[first] + np.arange(count, dtype=U64))
+        & (private[first : first + count] == private[first])
+    )
     return count if same.all() else int(np.argmin(same))
 
 

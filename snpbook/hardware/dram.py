@@ -49,7 +49,8 @@ class Dram:
 
     def edit(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Writable pieces of a range, each with its offset in the range: one piece in the mapping,
-        pieces within 2 MB regions in the dictionary."""
+        pieces within 2 MB regions in the dictionary.
+        """
         self._check(spa, size)
         if self._flat is not None:
             yield 0, self._flat[spa : spa + size]
@@ -116,7 +117,8 @@ class Dram:
     def words(self, addresses: Words) -> Words:
         """The little-endian 64-bit words at 8-byte aligned addresses (any shape), as page walks read them."""
         if self._flat is not None:
-            return self._flat.view("<u8")[addresses >> np.uint64(3)]
+            found: Words = self._flat.view("<u8")[addresses >> np.uint64(3)]
+            return found
         result = np.empty_like(addresses)
         regions = addresses // np.uint64(LARGE_PAGE_SIZE)
         for number in np.unique(regions):

@@ -219,9 +219,7 @@ class CoroutineExecutor:
         """Give the program a result or an exception; False when it has ended."""
         assert self._coroutine is not None
         try:
-            self._pending = (
-                self._coroutine.send(value) if exception is None else self._coroutine.throw(exception)
-            )
+            self._pending = self._coroutine.send(value) if exception is None else self._coroutine.throw(exception)
         except StopIteration as end:
             self.outcome, self._coroutine, self._pending = end.value, None, None
             return False

@@ -213,7 +213,8 @@ def rmpupdate_one(rmp: Rmp, page: int, gfn: int, new: NewState) -> int:
 @dataclass(frozen=True, slots=True)
 class Validation:
     """The outcome of PVALIDATE on a run: `codes` and `unchanged` (CF) for the pages before the first
-    fault, and that fault's check result for page `len(codes)`, or None."""
+    fault, and that fault's check result for page `len(codes)`, or None.
+    """
 
     codes: Codes
     unchanged: NDArray[np.bool_]

@@ -88,7 +88,10 @@ def guest_walk(read_table: Callable[[int], Words | object], root: int, c_bit: in
     for level in _LEVELS:
         shift = U64(_INDEX_BITS * level)
         entries = np.zeros(count, U64)
-        for table in np.unique(current[open_]):
+        tables = current[open_]
+        if len(tables) and (tables == tables[0]).all():
+            tables = tables[:1]
+        for table in np.unique(tables):
             where = open_ & (current == table)
             words = read_table(int(table))
             if isinstance(words, np.ndarray):

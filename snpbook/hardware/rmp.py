@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Rmp:
         if dram.mapped:
             _, piece = next(dram.edit(self._first, self.entries * spec.ENTRY_SIZE))
             self._table = piece.view("<u8").reshape(-1, 2)
-            self.words = memoryview(piece).cast("B").cast("Q")
+            self.words = piece.data.cast("B").cast("Q")
 
     def __repr__(self) -> str:
         return f"Rmp({self.where.base:#x}-{self.where.end:#x}, {self.entries} entries)"
@@ -119,11 +120,10 @@ class Rmp:
     def states(self, pages: range) -> NDArray[np.uint8]:
         """One `PageState` per page of a run, as the firmware would name it; beyond the table Default."""
         result = np.full(len(pages), PageState.DEFAULT, np.uint8)
-        covered = pages[: max(min(pages.stop, self.entries) - pages.start, 0)]
-        for chunk in chunks(covered):
-            start = chunk.start - pages.start
-            numbers = np.arange(chunk.start, chunk.stop, dtype=U64)
-            result[start : start + len(chunk)] = decode_states(self.effective(numbers))
+        numbers = np.arange(pages.start, min(pages.stop, self.entries), dtype=U64)
+        for start in range(0, len(numbers), CHUNK):
+            part = numbers[start : start + CHUNK]
+            result[start : start + len(part)] = decode_states(self.effective(part))
         return result
 
 
@@ -178,6 +178,4 @@ def _runs(numbers: Words) -> Iterator[tuple[int, int]]:
     """Maximal stretches of consecutive page numbers, as index pairs."""
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     bounds = [0, *breaks.tolist(), len(numbers)]
-    return zip(bounds, bounds[1:], strict=False) if len(numbers) else iter(())
-
-
+    return pairwise(bounds) if len(numbers) else iter(())

@@ -6,6 +6,7 @@ for Naples (SEVurity, table I); that Milan keeps them, and how constants are dra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import shake_256
 
 import numpy as np
@@ -47,27 +48,33 @@ class Xex:
         cipher = Cipher(algorithms.AES(key), modes.ECB())
         return MemoryKey(_XexTransform(self, cipher.encryptor()), _XexTransform(self, cipher.decryptor()))
 
-    def window_tweaks(self, spa: int, size: int) -> Words:
-        """The tweaks of a range that lies in one window: those of the first window, and one constant."""
-        window, offset = divmod(spa, _WINDOW)
-        tweak = self._tweak[: size // 8]
-        self._tweak_blocks[: size // BLOCK_SIZE] = self._window_constant(window)
-        return np.bitwise_xor(tweak, self._window_tweaks[offset // 8 : (offset + size) // 8], out=tweak)
+    def span_tweaks(self, spa: int, size: int) -> Iterator[Words]:
+        """The tweaks of a range of blocks, window by window: those of the first window, and one constant."""
+        stop = spa + size
+        while spa < stop:
+            window, offset = divmod(spa, _WINDOW)
+            length = min(stop - spa, _WINDOW - offset)
+            tweak = self._tweak[: length // 8]
+            self._tweak_blocks[: length // BLOCK_SIZE] = self._window_constant(window)
+            yield np.bitwise_xor(tweak, self._window_tweaks[offset // 8 : (offset + length) // 8], out=tweak)
+            spa += length
 
-    def page_tweaks(self, constants: NDArray[np.complex128]) -> Words:
-        """The tweaks of up to `STEP_PAGES` pages, from their `page_constants`."""
-        tweak = self._tweak[: len(constants) * PAGE_WORDS]
-        tweak.view(np.complex128).reshape(len(constants), -1)[:] = constants
-        return np.bitwise_xor(tweak, self._window_tweaks[: tweak.size], out=tweak)
+    def page_tweaks(self, pages: Words) -> Iterator[Words]:
+        """The tweaks of any pages. The i-th of a step starts from those of page i of the first window.
 
-    def page_constants(self, pages: Words) -> NDArray[np.complex128]:
-        """One constant for each of any number of pages, (n, 1), as the bits of complex numbers.
-
-        The i-th page of a step starts from the tweaks of page i of the first window. T is linear, so the constant
-        that turns them into those of page p is T of p ^ i.
+        T is linear, so the constant that turns these into the tweaks of page p is T of p ^ i.
         """
-        places = np.arange(len(pages), dtype=np.int64) % STEP_PAGES
-        numbers, mask = pages.astype(np.int64) ^ places, (1 << _TABLE_BITS) - 1
+        places = np.arange(len(pages), dtype=np.uint64) % np.uint64(STEP_PAGES)
+        constants = self._page_constants(pages ^ places)
+        for start in range(0, len(pages), STEP_PAGES):
+            step = constants[start : start + STEP_PAGES]
+            tweak = self._tweak[: len(step) * PAGE_WORDS]
+            tweak.view(np.complex128).reshape(len(step), -1)[:] = step
+            yield np.bitwise_xor(tweak, self._window_tweaks[: tweak.size], out=tweak)
+
+    def _page_constants(self, pages: Words) -> NDArray[np.complex128]:
+        """T of each page's first block, (n, 1), as the bits of complex numbers."""
+        numbers, mask = pages.astype(np.int64), (1 << _TABLE_BITS) - 1
         result = np.zeros((len(pages), 2), np.uint64)
         for table in self._page_tables:
             result ^= table.take(numbers & mask).view(np.uint64).reshape(-1, 2)
@@ -90,19 +97,10 @@ class _XexTransform:
         self._xex, self._ecb = xex, ecb
 
     def span(self, spa: int, source: Bytes, destination: Bytes) -> None:
-        done = 0
-        while done < source.size:
-            size = min(source.size - done, _WINDOW - (spa + done) % _WINDOW)
-            tweak = self._xex.window_tweaks(spa + done, size)
-            whiten(self._ecb, tweak, source[done : done + size], destination[done : done + size])
-            done += size
+        whiten(self._ecb, self._xex.span_tweaks(spa, source.size), source, destination)
 
     def pages(self, pages: Words, source: Bytes, destination: Bytes) -> None:
-        constants = self._xex.page_constants(pages)
-        for start in range(0, len(pages), STEP_PAGES):
-            part = slice(start, start + STEP_PAGES)
-            tweak = self._xex.page_tweaks(constants[part])
-            whiten(self._ecb, tweak, source[part].reshape(-1), destination[part].reshape(-1))
+        whiten(self._ecb, self._xex.page_tweaks(pages), source.reshape(-1), destination.reshape(-1))
 
 
 def _sums(constants: Words) -> Words:

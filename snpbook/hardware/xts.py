@@ -6,6 +6,8 @@ data unit is the page and its number the page number is not published (MODEL).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
@@ -66,12 +68,15 @@ class _XtsTransform:
         if len(pages) <= _LIBRARY_PAGES:
             for page, row, result in zip(pages.tolist(), source, destination, strict=True):
                 self._unit(page, 0, row, result)
-            return
+        else:
+            whiten(self._data, self._page_tweaks(pages), source.reshape(-1), destination.reshape(-1))
+
+    def _page_tweaks(self, pages: Words) -> Iterator[Words]:
         for start in range(0, len(pages), STEP_PAGES):
-            part = slice(start, start + STEP_PAGES)
-            tweak = self._xts.tweak[: len(pages[part]) * PAGE_WORDS]
-            _fill_tweaks(self._numbers, pages[part], tweak)
-            whiten(self._data, tweak, source[part].reshape(-1), destination[part].reshape(-1))
+            step = pages[start : start + STEP_PAGES]
+            tweak = self._xts.tweak[: len(step) * PAGE_WORDS]
+            _fill_tweaks(self._numbers, step, tweak)
+            yield tweak
 
     def _unit(self, page: int, first: int, source: Bytes, destination: Bytes) -> None:
         """Blocks of one page from byte `first`, by the library's XTS, which starts at the page's first block."""

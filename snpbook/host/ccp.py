@@ -110,17 +110,13 @@ class Ccp:
         """SNP_PLATFORM_STATUS, through a firmware page once SNP is up."""
         if not self.snp_initialised:
             pages = self._memory.allocate(1)
-            self.command(
-                Command.SNP_PLATFORM_STATUS, buffers.SNP_PLATFORM_STATUS, status_paddr=pages[0] << PAGE_SHIFT
-            )
+            self.command(Command.SNP_PLATFORM_STATUS, buffers.SNP_PLATFORM_STATUS, status_paddr=pages[0] << PAGE_SHIFT)
             status = self._cpu.read(pages[0] << PAGE_SHIFT, PLATFORM_STATUS.size)
             self._memory.release(pages)
             return PLATFORM_STATUS.unpack(status)
         pages = self.donate(1)
         try:
-            self.command(
-                Command.SNP_PLATFORM_STATUS, buffers.SNP_PLATFORM_STATUS, status_paddr=pages[0] << PAGE_SHIFT
-            )
+            self.command(Command.SNP_PLATFORM_STATUS, buffers.SNP_PLATFORM_STATUS, status_paddr=pages[0] << PAGE_SHIFT)
         finally:
             self.take_back(pages)
         return PLATFORM_STATUS.unpack(self._cpu.read(pages[0] << PAGE_SHIFT, PLATFORM_STATUS.size))
@@ -146,15 +142,11 @@ class Ccp:
         self.command(Command.SNP_ACTIVATE, buffers.SNP_ACTIVATE, gctx_paddr=gctx, asid=asid)
 
     def launch_start(self, gctx: int, policy: int, gosvw: bytes) -> None:
-        self.command(
-            Command.SNP_LAUNCH_START, buffers.SNP_LAUNCH_START, gctx_paddr=gctx, policy=policy, gosvw=gosvw
-        )
+        self.command(Command.SNP_LAUNCH_START, buffers.SNP_LAUNCH_START, gctx_paddr=gctx, policy=policy, gosvw=gosvw)
 
     def launch_update(self, gctx: int, pages: range, kind: LaunchPage) -> None:
         """SNP_LAUNCH_UPDATE for a run of 4 KB pages."""
-        self.command_run(
-            Command.SNP_LAUNCH_UPDATE, buffers.SNP_LAUNCH_UPDATE, pages, gctx_paddr=gctx, page_type=kind
-        )
+        self.command_run(Command.SNP_LAUNCH_UPDATE, buffers.SNP_LAUNCH_UPDATE, pages, gctx_paddr=gctx, page_type=kind)
 
     def launch_finish(self, gctx: int, host_data: bytes) -> None:
         self.command(Command.SNP_LAUNCH_FINISH, buffers.SNP_LAUNCH_FINISH, gctx_paddr=gctx, host_data=host_data)

@@ -6,6 +6,8 @@ specification, SNP page state change; RFC v7, patches 46 to 48.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from snpbook.host.ghcb import answer_msr, complete, read_ghcb
@@ -59,7 +61,7 @@ def _convert(vm: Vm, fields: dict[str, np.ndarray[tuple[int], np.dtype[np.uint64
         fields["operation"][1:stop] == fields["operation"][: max(stop - 1, 0)]
     )
     bounds = [0, *(np.flatnonzero(~joined) + 1).tolist(), stop] if stop else []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         gpa, pages = int(begins[first]) << PAGE_SHIFT, int(lengths[first:last].sum())
         if pages:
             operation = PageOperation(int(fields["operation"][first]))

@@ -108,7 +108,9 @@ class Vm:
         """KVM_SET_USER_MEMORY_REGION with KVM_MEM_PRIVATE: a new slot."""
         count = shared.size >> PAGE_SHIFT
         with self.ioctl("KVM_SET_USER_MEMORY_REGION", slot=number, gfn=gfn, pages=count):
-            check(restricted.size >= shared.size, errno.EINVAL, "the file covers the slot", shared.size, restricted.size)
+            check(
+                restricted.size >= shared.size, errno.EINVAL, "the file covers the slot", shared.size, restricted.size
+            )
             check(number not in self.slots, errno.EINVAL, "a private slot does not change", "a new slot", number)
             clash = [n for n, s in self.slots.items() if s.gfn < gfn + count and gfn < s.gfn + s.count]
             check(not clash, errno.EEXIST, "slots do not overlap", [], clash)
@@ -164,9 +166,7 @@ class Vm:
             vmcb = self._memory.allocate(1)[0] << PAGE_SHIFT
             state = {"nested_paging": 1, "sev": 1, "sev_es": 1}
             vmsa = self._memory.allocate(1)
-            control = VMCB.pack(
-                asid=self.asid, nested_cr3=self.tables.root, vmsa_pa=vmsa[0] << PAGE_SHIFT, **state
-            )
+            control = VMCB.pack(asid=self.asid, nested_cr3=self.tables.root, vmsa_pa=vmsa[0] << PAGE_SHIFT, **state)
             self.cpu.write(vmcb, control)
             vcpu = Vcpu(self, number, vmcb, vmsa)
             self.vcpus.append(vcpu)

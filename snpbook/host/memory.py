@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,5 +126,5 @@ def runs(frames: Words) -> Iterator[tuple[int, range]]:
         return
     breaks: NDArray[np.int64] = np.flatnonzero(np.diff(frames) != 1) + 1
     bounds = [0, *breaks.tolist(), len(frames)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         yield start, range(int(frames[start]), int(frames[start]) + stop - start)

@@ -17,7 +17,7 @@ from snpbook.host.memory import UserMemory
 from snpbook.host.run import PRIVATE_FAULT, run
 from snpbook.spec import kvm as spec
 from snpbook.spec.ghcb import MSR_CODE_MASK
-from snpbook.spec.image import FOUR_GIB, Image, Section, SectionType
+from snpbook.spec.image import FOUR_GIB, Image, ImageError, Section, SectionType
 from snpbook.spec.kvm import Cmos, KvmExit, MemoryAttribute
 from snpbook.spec.launch import CPUID_PAGE, kernel_hash_page, kernel_hash_table
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
@@ -48,7 +48,7 @@ class DirectBoot:
 class Vmm:
     """One guest: `memory` bytes of RAM, `vcpus` processors, a firmware image.
 
-    `VmmError` where the image's sections do not fit the memory or the image lacks what is asked for.
+    `VmmError` for a size that cannot be, `ImageError` where the image lacks what is asked of it.
     """
 
     def __init__(
@@ -160,4 +160,4 @@ def _check(image: Image, memory: int, vcpus: int, boot: DirectBoot | None) -> No
     if memory < need:
         raise VmmError(f"memory = {memory:#x}: the image places sections up to {need:#x}")
     if boot and not image.sections_of(SectionType.KERNEL_HASHES):
-        raise VmmError("a kernel is given, but the image has no section for kernel hashes")
+        raise ImageError("a kernel is given, but the image has no section for kernel hashes")

@@ -47,6 +47,7 @@ def valid_bitmap(*names: str) -> bytes:
 
 
 def is_valid(bitmap: bytes, name: str) -> bool:
+    """Whether the bitmap marks a field as filled in."""
     return bool(int.from_bytes(bitmap, "little") >> GHCB.offset(name) // 8 & 1)
 
 

@@ -129,9 +129,7 @@ SECRETS_PAGE = Layout(
 SECRETS_VERSION = 3
 
 _TWEAK = {0x05: 0x80, 0x07: 0x88, 0x0C: 0xEE, 0x0D: 0xFF, 0x10: 0xF0, 0x19: 0x3F}
-VMSA_TWEAK_BITMAP = bytes(
-    _TWEAK.get(i, 0xFF if 0x11 <= i <= 0x18 or 0x26 <= i <= 0x3E else 0) for i in range(64)
-)
+VMSA_TWEAK_BITMAP = bytes(_TWEAK.get(i, 0xFF if 0x11 <= i <= 0x18 or 0x26 <= i <= 0x3E else 0) for i in range(64))
 """Genoa: which quadwords of a VMSA are XORed with the nonce when VmsaRegProt is on."""
 
 HASH_TABLE_SIZE = 168

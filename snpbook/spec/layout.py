@@ -88,6 +88,8 @@ class Record:
     """One decoded structure: read-only attributes, equality by content, an exact one-line repr."""
 
     __slots__ = ("_values", "layout")
+    layout: Layout
+    _values: dict[str, Any]
 
     def __init__(self, layout: Layout, values: dict[str, Any]) -> None:
         object.__setattr__(self, "layout", layout)

@@ -30,7 +30,9 @@ class Refusal(Exception):
     def _repr_html_(self) -> str:
         rows = [("rule", self.rule), ("expected", self.expected), ("found", self.found), ("source", self.cite)]
         body = "".join(
-            f'<tr><th scope="row">{name}</th><td>{escape(_show(value))}</td></tr>' for name, value in rows if value != ""
+            f'<tr><th scope="row">{name}</th><td>{escape(_show(value))}</td></tr>'
+            for name, value in rows
+            if value != ""
         )
         return f"<table><caption>{escape(str(self))}</caption>{body}</table>"
 

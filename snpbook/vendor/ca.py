@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
-from ssl import DER_cert_to_PEM_cert, PEM_cert_to_DER_cert
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -27,6 +26,7 @@ from snpbook.spec.certificates import (
     VekKind,
     product_line,
 )
+from snpbook.spec.pem import der_from_pem, pem_from_der
 from snpbook.spec.policy import Tcb
 from snpbook.spec.resources import resource
 
@@ -44,7 +44,7 @@ class ToyAuthority:
     @property
     def pem(self) -> str:
         """The certificate as PEM, 64 characters a line."""
-        return DER_cert_to_PEM_cert(self.der)
+        return pem_from_der(self.der)
 
     @property
     def fingerprint(self) -> str:
@@ -154,4 +154,4 @@ def _load(product: str, role: str, facts: CaFacts) -> ToyAuthority:
     key = load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError(f"toy_{product}_{role}.key.pem holds no RSA key: run python -m snpbook.tools.toy_roots")
-    return ToyAuthority(facts, PEM_cert_to_DER_cert(certificate), key)
+    return ToyAuthority(facts, der_from_pem(certificate), key)

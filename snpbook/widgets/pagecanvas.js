@@ -121,17 +121,19 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
   // Several pages share a dot: the most particular state shows, so that a single page never vanishes.
   function condense(pixels, w, h, dx, dy) {
     const { states } = now, colours = looks.map((l) => packed(l[theme].fill));
-    const grains = looks.map((l) => (l.rank ? GRAIN : 1)), best = new Uint8Array(w * h);
+    const ranks = looks.map((l) => l.rank + 1), grains = looks.map((l) => (l.rank ? GRAIN : 1));
+    const best = new Uint8Array(w * h);
     const dotOf = Int32Array.from({ length: columns }, (_, col) => Math.floor((col - view.x) * dx));
     for (let row = Math.max(0, Math.floor(view.y)); row < Math.min(rows, view.y + h / dy); row++) {
       const top = Math.max(0, Math.floor((row - view.y) * dy)), floor = Math.floor((row + 1 - view.y) * dy);
       for (let col = 0, i = row * columns; col < columns && i < states.length; col++, i++) {
-        const { [states[i]]: grain } = grains, rank = looks[states[i]].rank + 1, colour = colours[states[i]];
-        const left = Math.max(0, dotOf[col]), right = Math.min(w, dotOf[col] + grain);
-        const low = Math.min(h, Math.max(floor, top + grain));
+        const code = states[i], left = Math.max(0, dotOf[col]), right = Math.min(w, dotOf[col] + grains[code]);
+        const low = Math.min(h, Math.max(floor, top + grains[code]));
         for (let line = top; line < low; line++) {
           for (let dot = line * w + left; dot < line * w + right; dot++) {
-            if (rank > best[dot]) { best[dot] = rank; pixels[dot] = colour; }
+            if (ranks[code] <= best[dot]) continue;
+            best[dot] = ranks[code];
+            pixels[dot] = colours[code];
           }
         }
       }
@@ -212,5 +214,5 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     return path;
   }
 
-  return { draw, drawOverlay, fit, pan, zoom, reveal, pageAt, cellAt, resize, theme: () => theme, view: () => ({ ...view }) };
+  return { draw, fit, pan, zoom, reveal, pageAt, resize, theme: () => theme, view: () => view };
 }

@@ -26,6 +26,7 @@ AMD = "1.3.6.1.4.1.3704.1"
 ISSUED, EXPIRES = datetime(2025, 1, 1, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)
 VEK_KEY = ec.derive_private_key(0x5EED, ec.SECP384R1())
 CHIP_ID = bytes(range(1, 65))
+TCB = 0xDE08000000000003
 
 
 def toy_key(name: str) -> rsa.RSAPrivateKey:
@@ -127,11 +128,8 @@ class OwnChain:
 
     def report(self, **fields: object) -> bytes:
         """A report that this chain's VEK signed, good unless `fields` say otherwise."""
-        good: dict[str, object] = {
-            "version": 2, "policy": 0x30000, "signature_algo": 1, "chip_id": CHIP_ID, "reported_tcb": 0xDE08000000000003,
-        }  # fmt: skip
-        body = ATTESTATION_REPORT.pack(**{**good, **fields})
-        return self.sign(body)
+        good = {"version": 2, "policy": 0x30000, "signature_algo": 1, "chip_id": CHIP_ID, "reported_tcb": TCB}
+        return self.sign(ATTESTATION_REPORT.pack(**{**good, **fields}))
 
     def sign(self, body: bytes) -> bytes:
         signed = body[:SIGNED_SIZE]

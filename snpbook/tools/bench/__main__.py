@@ -1,0 +1,94 @@
+"""The command: measures the rows asked for, prints a table, and exits with 1 unless every gate was shown to hold."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from snpbook.tools.bench import encryption
+from snpbook.tools.bench.measure import STEADY, Measurement, NotMeasurableError, Row, measure
+
+ROWS = [*encryption.ROWS]
+
+
+def chosen(only: str) -> list[Row]:
+    """The rows whose names start with one of the comma-separated names; all for an empty text.
+
+    Raises `click.UsageError` for a name that no row has.
+    """
+    names = [name.strip().upper() for name in only.split(",")] if only else [""]
+    for name in names:
+        if not any(row.name.startswith(name) for row in ROWS):
+            raise click.UsageError(
+                f"--only: there is no row {name!r}; rows: {', '.join(sorted({r.name for r in ROWS}))}"
+            )
+    return [row for row in ROWS if row.name.startswith(tuple(names))]
+
+
+Outcome = Measurement | NotMeasurableError
+
+
+def verdict(row: Row, outcome: Outcome) -> str:
+    """One or two words: `holds` or `missed`, with `noisy` where the machine was; or `not measured`."""
+    if isinstance(outcome, NotMeasurableError):
+        return "not measured"
+    return ("holds" if row.gate.holds(outcome.ratio) else "missed") + (", noisy" if outcome.noisy else "")
+
+
+def table(outcomes: Iterable[tuple[Row, Outcome]]) -> Table:
+    """All rows; times are per unit of the row and belong to this machine only."""
+    result = Table(title="snpbook bench: ratios within one run")
+    for heading in ("row", "ours : reference", "gate", "ratio", "ours", "reference", "spread", "verdict"):
+        result.add_column(heading, justify="right" if heading in ("ratio", "ours", "reference", "spread") else "left")
+    for row, outcome in outcomes:
+        text = verdict(row, outcome)
+        style = "green" if text.startswith("holds") else "bold red"
+        figures = ["", "", "", ""]
+        if isinstance(outcome, Measurement):
+            times = [f"{seconds * 1e6:.4g} us" for seconds in (outcome.candidate, outcome.reference)]
+            figures = [f"{outcome.ratio:.3g}", *times, f"{outcome.spread:.2f}"]
+        result.add_row(row.name, row.title, str(row.gate), *figures, text, style=style)
+    return result
+
+
+def remarks(outcomes: Iterable[tuple[Row, Outcome]]) -> Iterable[str]:
+    """What the table does not say: why a row was not measured, what noise means."""
+    for row, outcome in outcomes:
+        if isinstance(outcome, NotMeasurableError):
+            yield f"{row.name} not measured: {outcome}"
+        elif outcome.noisy:
+            yield (
+                f"{row.name} noisy: the reference itself varied {outcome.spread:.2f}-fold, twice by more than {STEADY}. "
+                f"On a quieter machine: python -m snpbook.tools.bench --only {row.name}"
+            )
+
+
+@click.command()
+@click.option("--only", default="", metavar="E,R,L1", help="Rows or parts to measure, by the start of their names.")
+def main(only: str) -> None:
+    """Measure the goals of speed, each as a ratio to a reference in the same run."""
+    rows = chosen(only)
+    outcomes: list[tuple[Row, Outcome]] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=len(rows))
+        for row in rows:
+            progress.update(task, description=f"measuring {row.name}")
+            try:
+                outcomes.append((row, measure(row)))
+            except NotMeasurableError as reason:
+                outcomes.append((row, reason))
+            progress.advance(task)
+    console = Console()
+    console.print(table(outcomes))
+    for remark in remarks(outcomes):
+        console.print(remark, highlight=False)
+    sys.exit(not all(verdict(row, outcome).startswith("holds") for row, outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
