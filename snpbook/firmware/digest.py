@@ -38,14 +38,25 @@ def page_contents(pages: NDArray[np.uint8]) -> list[bytes]:
 
 
 def extend(
-    digest: bytes, kind: LaunchPage, gpas: NDArray[np.uint64], contents: list[bytes], perms: tuple[int, int, int]
+    digest: bytes,
+    kind: LaunchPage,
+    gpas: NDArray[np.uint64],
+    contents: list[bytes],
+    perms: tuple[int, int, int],
+    imi_page: int = 0,
 ) -> bytes:
     """The digest after pages of one type at `gpas`, in order, with the VMPL1 to VMPL3 permissions."""
     tail = PAGE_INFO.pack(
-        length=PAGE_INFO.size, page_type=kind, vmpl1_perms=perms[0], vmpl2_perms=perms[1], vmpl3_perms=perms[2]
+        length=PAGE_INFO.size,
+        page_type=kind,
+        imi_page=imi_page,
+        vmpl1_perms=perms[0],
+        vmpl2_perms=perms[1],
+        vmpl3_perms=perms[2],
     )
-    fixed = tail[PAGE_INFO.offset("length") : PAGE_INFO.offset("gpa")]
-    addresses = gpas.astype("<u8").tobytes()
-    for i, content in enumerate(contents):
-        digest = sha384(digest + content + fixed + addresses[8 * i : 8 * i + 8]).digest()
+    rests = np.tile(np.frombuffer(tail, np.uint8)[DIGEST_SIZE:], (len(contents), 1))
+    rests[:, :DIGEST_SIZE] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, DIGEST_SIZE)
+    rests[:, PAGE_INFO.offset("gpa") - DIGEST_SIZE :] = gpas.astype("<u8").view(np.uint8).reshape(-1, 8)
+    for rest in rests.view(f"V{rests.shape[1]}").reshape(-1).tolist():
+        digest = sha384(digest + rest).digest()
     return digest

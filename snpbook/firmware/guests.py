@@ -9,6 +9,7 @@ from snpbook.firmware.pages import check_address, make_context, make_firmware, r
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.encryption import memory_key
 from snpbook.hardware.rmp import U64
+from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_CONTEXT, GuestState
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
@@ -38,8 +39,7 @@ def snp_activate(psp: SecureProcessor, buffer: Record) -> None:
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
     psp.require_initialised()
     context = psp.context(buffer.gctx_paddr)
-    live = context.state in (GuestState.LAUNCH, GuestState.RUNNING)
-    require(live, Status.INVALID_GUEST_STATE, "guest state", "LAUNCH or RUNNING", context.state)
+    running = psp.next_state(context, Command.SNP_ACTIVATE) is GuestState.RUNNING
     asid = buffer.asid
     require(asid < ASID_COUNTERS, Status.INVALID_ASID, "ASID has a page counter", ASID_COUNTERS, asid)
     owned = psp.machine.rmp.counters(asid)
@@ -49,7 +49,6 @@ def snp_activate(psp: SecureProcessor, buffer: Record) -> None:
     # ACTION
     key = memory_key(context.vek_seed, psp.machine.product.memory_key_size)
     psp.machine.encryption.install(asid, key)
-    running = context.state is GuestState.RUNNING
     psp.asids.set(asid, AsidState.IN_USE if running else AsidState.ALLOCATED)
     if running:
         psp.machine.runnable.add(asid)

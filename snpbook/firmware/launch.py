@@ -15,12 +15,13 @@ from snpbook.firmware.asids import AsidState
 from snpbook.firmware.digest import NO_CONTENTS, extend, page_contents
 from snpbook.firmware.guests import check_policy
 from snpbook.firmware.identity import check_id_block
-from snpbook.firmware.pages import check_address, first_refusal, make_guest_valid
-from snpbook.firmware.processor import SecureProcessor
-from snpbook.hardware.dram import Words
-from snpbook.hardware.rmp import U64, decode_states
+from snpbook.firmware.pages import check_address, check_run, first_refusal, look_up, make_guest_valid, without_c_bit
+from snpbook.firmware.processor import SecureProcessor, wrong_guest_state
+from snpbook.hardware.dram import Words, page_numbers
+from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
-from snpbook.spec.context import GuestState
+from snpbook.spec.commands import Command
+from snpbook.spec.context import GUEST_TRANSITIONS
 from snpbook.spec.launch import CPUID_ENTRIES, CPUID_PAGE, ID_AUTH, ID_BLOCK, SECRETS_PAGE, SECRETS_VERSION
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, LaunchPage, PageSize, PageState
@@ -36,8 +37,7 @@ def snp_launch_start(psp: SecureProcessor, buffer: Record) -> None:
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
     psp.require_initialised()
     context = psp.context(buffer.gctx_paddr)
-    state = context.state
-    require(state is GuestState.INIT, Status.INVALID_GUEST_STATE, "guest state", "INIT", state)
+    state = psp.next_state(context, Command.SNP_LAUNCH_START)
     agent = buffer.ma_en or buffer.imi_en
     require(not agent, Status.UNSUPPORTED, "migration agents and IMI are not modelled yet", 0, 1, "MODEL")
     check_policy(psp, buffer.policy)
@@ -46,7 +46,7 @@ def snp_launch_start(psp: SecureProcessor, buffer: Record) -> None:
     psp.guest_count += 1
     names = ("oek", "vmpck0", "vmpck1", "vmpck2", "vmpck3", "vmrk", "report_id")
     started = context.replace(
-        state=GuestState.LAUNCH,
+        state=state,
         policy=buffer.policy,
         gosvw=buffer.gosvw,
         desired_tsc_khz=buffer.desired_tsc_khz,
@@ -58,7 +58,7 @@ def snp_launch_start(psp: SecureProcessor, buffer: Record) -> None:
 
 def snp_launch_update(psp: SecureProcessor, buffer: Record) -> None:
     """Add one page to the launch: measure it, encrypt it with the guest's key, give it to the guest."""
-    page = buffer.page_paddr >> PAGE_SHIFT
+    page = without_c_bit(psp, buffer.page_paddr) >> PAGE_SHIFT
     psp.page_aligned(page_paddr=buffer.page_paddr)
     _, refusal = launch_update_run(psp, buffer, range(page, page + 1))
     if refusal is not None:
@@ -72,11 +72,13 @@ def launch_update_run(psp: SecureProcessor, buffer: Record, pages: range) -> tup
     psp.require_initialised()
     large = buffer.page_size is PageSize.SIZE_2M
     each = PAGES_PER_LARGE if large else 1
-    check_address(psp, pages[0] << PAGE_SHIFT, len(pages) * each * PAGE_SIZE, "page_paddr")
+    pages, bad_address = check_run(psp, pages, PAGE_SIZE, "page_paddr")
+    if bad_address is not None and not pages:
+        raise bad_address
     context = psp.context(buffer.gctx_paddr)
-    numbers = np.asarray(pages, U64)
-    entries = psp.machine.rmp.effective(numbers)
-    stop, refusal = _check_pages(psp, buffer, context, numbers, entries)
+    numbers = page_numbers(pages)
+    entries, states = look_up(psp, numbers)
+    stop, refusal = _check_pages(psp, buffer, context, numbers, entries, states)
     kind, done = buffer.page_type, numbers[:stop]
 
     # ACTION
@@ -87,21 +89,20 @@ def launch_update_run(psp: SecureProcessor, buffer: Record, pages: range) -> tup
         target: range | Words = range(pages.start, pages.start + stop * each) if pages.step == each else small
         contents = _fill(psp, context, kind, target)
         perms = (buffer.vmpl1_perms, buffer.vmpl2_perms, buffer.vmpl3_perms)
-        digest = extend(context.launch_digest, kind, gpas, contents, perms)
+        digest = extend(context.launch_digest, kind, gpas, contents, perms, buffer.imi_page)
         psp.save_context(buffer.gctx_paddr, context.replace(launch_digest=digest))
 
         # STATE
         make_guest_valid(psp, done, perms, kind is LaunchPage.VMSA)
-    return stop, refusal
+    return stop, refusal or bad_address
 
 
 def _check_pages(
-    psp: SecureProcessor, buffer: Record, context: Record, pages: Words, entries: Words
+    psp: SecureProcessor, buffer: Record, context: Record, pages: Words, entries: Words, states: NDArray[np.uint8]
 ) -> tuple[int, FirmwareRefusal | None]:
     """The checks on pages and guest, in the order of the specification."""
-    large, kind = buffer.page_size is PageSize.SIZE_2M, buffer.page_type
+    large, kind, command = buffer.page_size is PageSize.SIZE_2M, buffer.page_type, Command.SNP_LAUNCH_UPDATE
     low = entries[:, 0]
-    states = decode_states(entries)
     every = np.ones(len(pages), bool)
 
     def check(
@@ -115,9 +116,7 @@ def _check_pages(
         check(Status.INVALID_ADDRESS, "a 2 MB page is aligned", large & (pages % U64(PAGES_PER_LARGE) != 0), 0),
         check(Status.INVALID_PAGE_SIZE, "pages of this type are 4 KB", large and kind in _SMALL_ONLY, "4K", "2M"),
         check(Status.INVALID_PARAM, "page type is a known one", not isinstance(kind, LaunchPage), "1..6", kind),
-        check(
-            Status.INVALID_GUEST_STATE, "guest state", context.state is not GuestState.LAUNCH, "LAUNCH", context.state
-        ),
+        (wrong_guest_state(context, command), every & ((context.state, command) not in GUEST_TRANSITIONS)),
         check(Status.INACTIVE, "the guest has an ASID", context.asid == 0, "an ASID", 0),
         check(
             Status.INVALID_PAGE_OWNER,
@@ -189,8 +188,7 @@ def snp_launch_finish(psp: SecureProcessor, buffer: Record) -> None:
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
     psp.require_initialised()
     context = psp.context(buffer.gctx_paddr)
-    state = context.state
-    require(state is GuestState.LAUNCH, Status.INVALID_GUEST_STATE, "guest state", "LAUNCH", state)
+    state = psp.next_state(context, Command.SNP_LAUNCH_FINISH)
     require(context.asid != 0, Status.INACTIVE, "the guest has an ASID", "an ASID", 0)
     identity: dict[str, bytes] = {}
     if buffer.id_block_en:
@@ -208,7 +206,7 @@ def snp_launch_finish(psp: SecureProcessor, buffer: Record) -> None:
 
     # STATE
     finished = context.replace(
-        state=GuestState.RUNNING,
+        state=state,
         host_data=buffer.host_data,
         id_block_en=buffer.id_block_en,
         author_key_en=buffer.auth_key_en,

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Words
+from snpbook.hardware.machine import ASEG
 from snpbook.hardware.rmp import U64, decode_states
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
@@ -29,26 +31,60 @@ def check_address(psp: SecureProcessor, spa: int, size: int, name: str, *, looku
     `lookup` is for addresses whose page state is wanted: inside the RMP those are INVALID_PARAM,
     mere data accesses INVALID_ADDRESS.
     """
-    spa &= ~(1 << psp.machine.product.c_bit)
-    end = spa + size
-    require(end <= ADDRESS_LIMIT, Status.INVALID_ADDRESS, f"{name} is below the address limit", ADDRESS_LIMIT, spa)
-    rmp, tseg = psp.machine.rmp.where, psp.machine.map.tseg
-    inside = spa <= rmp.end and end > rmp.base
-    status = Status.INVALID_PARAM if lookup else Status.INVALID_ADDRESS
-    require(not inside, status, f"{name} is not inside the RMP", "elsewhere", spa)
-    require(end <= tseg[0] or spa >= tseg[1], Status.INVALID_ADDRESS, f"{name} is not in TSEG", "elsewhere", spa)
-    pages = range(spa >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1)
-    whole = psp.machine.is_dram(pages[0]) and psp.machine.is_dram(pages[-1])
-    require(whole, Status.INVALID_CONFIG, f"{name} lies in DRAM", "DRAM", spa)
+    spa = without_c_bit(psp, spa)
+    refusal = _refused_address(psp, spa, size, name, lookup)
+    if refusal is not None:
+        raise refusal
     return spa
 
 
+def check_run(psp: SecureProcessor, pages: range, size: int, name: str) -> tuple[range, FirmwareRefusal | None]:
+    """`check_address` for each page of a run, `size` bytes each: the pages before the first bad one, and its refusal."""
+    first = without_c_bit(psp, pages.start << PAGE_SHIFT) >> PAGE_SHIFT
+    pages = range(first, first + len(pages) * pages.step, pages.step)
+    joined = pages.step << PAGE_SHIFT == size
+    if joined and _refused_address(psp, first << PAGE_SHIFT, len(pages) * size, name, lookup=True) is None:
+        return pages, None
+    for index, page in enumerate(pages):
+        refusal = _refused_address(psp, page << PAGE_SHIFT, size, name, lookup=True)
+        if refusal is not None:
+            return pages[:index], refusal
+    return pages, None
+
+
+def without_c_bit(psp: SecureProcessor, spa: int) -> int:
+    """The address that is meant: the C-bit is ignored."""
+    return spa & ~(1 << psp.machine.product.c_bit)
+
+
+def _refused_address(psp: SecureProcessor, spa: int, size: int, name: str, lookup: bool) -> FirmwareRefusal | None:
+    end, rmp = spa + size, psp.machine.rmp.where
+    if end > ADDRESS_LIMIT:
+        return FirmwareRefusal(Status.INVALID_ADDRESS, f"{name} is below the address limit", ADDRESS_LIMIT, spa)
+    if spa <= rmp.end and end > rmp.base:
+        status = Status.INVALID_PARAM if lookup else Status.INVALID_ADDRESS
+        return FirmwareRefusal(status, f"{name} is not inside the RMP", "elsewhere", spa)
+    for region, (start, stop) in {"TSEG": psp.machine.map.tseg, "ASEG": ASEG}.items():
+        if spa < stop and end > start:
+            return FirmwareRefusal(Status.INVALID_ADDRESS, f"{name} is not in {region}", "elsewhere", spa)
+    if not any(start <= spa and end <= stop for start, stop in psp.machine.map.dram):
+        return FirmwareRefusal(Status.INVALID_CONFIG, f"{name} lies in one region of DRAM", "DRAM", spa)
+    return None
+
+
+def look_up(psp: SecureProcessor, pages: Words) -> tuple[Words, NDArray[np.uint8]]:
+    """The entries (n, 2) that answer for pages, and their states; a page that the RMP does not cover is Default."""
+    rmp = psp.machine.rmp
+    covered = pages < U64(rmp.entries)
+    entries = np.zeros((len(pages), 2), U64)
+    entries[covered] = rmp.effective(pages[covered])
+    return entries, np.where(covered, decode_states(entries), np.uint8(PageState.DEFAULT))
+
+
 def state_of(psp: SecureProcessor, spa: int) -> PageState:
-    """The state of the page at an address that `check_address` has passed; Default without an entry."""
-    page = spa >> PAGE_SHIFT
-    if page >= psp.machine.rmp.entries:
-        return PageState.DEFAULT
-    return PageState(int(decode_states(psp.machine.rmp.effective(np.array([page], U64)))[0]))
+    """The state of the page at an address that `check_address` has passed."""
+    _, states = look_up(psp, np.array([spa >> PAGE_SHIFT], U64))
+    return PageState(int(states[0]))
 
 
 def require_state(psp: SecureProcessor, spa: int, name: str, *allowed: PageState) -> None:
@@ -60,8 +96,8 @@ def require_state(psp: SecureProcessor, spa: int, name: str, *allowed: PageState
 
 def require_small(psp: SecureProcessor, spa: int, name: str) -> None:
     """INVALID_PAGE_SIZE where the page lies in a 2 MB entry."""
-    entry = psp.machine.rmp.effective(np.array([spa >> PAGE_SHIFT], U64))
-    require(not int(entry[0, 0]) & spec.LARGE, Status.INVALID_PAGE_SIZE, f"RMP page size of {name}", "4K", "2M")
+    entries, _ = look_up(psp, np.array([spa >> PAGE_SHIFT], U64))
+    require(not int(entries[0, 0]) & spec.LARGE, Status.INVALID_PAGE_SIZE, f"RMP page size of {name}", "4K", "2M")
 
 
 def writable(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
@@ -111,7 +147,7 @@ def _rewrite(psp: SecureProcessor, spa: int, low: int) -> None:
 
 
 def first_refusal(
-    failed: list[tuple[FirmwareRefusal, np.ndarray[tuple[int], np.dtype[np.bool_]]]], count: int
+    failed: list[tuple[FirmwareRefusal, NDArray[np.bool_]]], count: int
 ) -> tuple[int, FirmwareRefusal | None]:
     """Of checks in order, each with the pages that fail it: the first page that fails any, and its first check."""
     stop, reason = count, None

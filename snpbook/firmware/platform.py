@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from snpbook.firmware.pages import check_address, first_refusal, reclaim, writable
+from snpbook.firmware.pages import check_address, check_run, first_refusal, look_up, reclaim, writable
 from snpbook.firmware.processor import SecureProcessor
-from snpbook.hardware.machine import HT_HOLE
-from snpbook.hardware.rmp import U64, decode_states
+from snpbook.hardware.dram import page_numbers
+from snpbook.hardware.machine import ASEG, HT_HOLE
+from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
 from snpbook.spec.commands import PLATFORM_STATUS, RANGE_ENTRY, RANGE_LIST_HEADER, RANGE_LIST_LIMIT
 from snpbook.spec.context import PlatformState
@@ -82,20 +83,29 @@ def _check_rmp_range(psp: SecureProcessor) -> None:
 
 
 def _range_list(psp: SecureProcessor, address: int) -> list[range]:
-    """The page ranges that the host wants HV-Fixed."""
+    """The page ranges that the host wants HV-Fixed: none of a list that is too long, else those before a bad one.
+
+    Firmware 1.55.25 overlooks what is wrong with the list; which entries it finds bad is unconfirmed.
+    """
     spa = check_address(psp, address, PAGE_SIZE, "list_paddr", lookup=False)
     data = psp.machine.dram.read(spa, PAGE_SIZE)
     count = RANGE_LIST_HEADER.unpack(data).count
-    require(count <= RANGE_LIST_LIMIT, Status.INVALID_PARAM, "ranges in the list", RANGE_LIST_LIMIT, count)
-    entries = (RANGE_ENTRY.unpack(data, RANGE_LIST_HEADER.size + i * RANGE_ENTRY.size) for i in range(count))
-    return [range(entry.base >> PAGE_SHIFT, (entry.base >> PAGE_SHIFT) + entry.page_count) for entry in entries]
+    ranges: list[range] = []
+    for i in range(count if count <= RANGE_LIST_LIMIT else 0):
+        start = RANGE_LIST_HEADER.size + i * RANGE_ENTRY.size
+        entry = RANGE_ENTRY.unpack(data, start)
+        if entry.base % PAGE_SIZE or RANGE_ENTRY.reserved_set(data[start : start + RANGE_ENTRY.size]):
+            break
+        first = entry.base >> PAGE_SHIFT
+        ranges.append(range(first, first + entry.page_count))
+    return ranges
 
 
 def _build_rmp(psp: SecureProcessor, listed: list[range]) -> None:
-    """HV-Fixed whatever is no DRAM, listed, TSEG or the HT hole; the table's own pages Firmware."""
+    """HV-Fixed whatever is no DRAM, listed, SMM space or the HT hole; the table's own pages Firmware."""
     machine, rmp = psp.machine, psp.machine.rmp
     machine.dram.zero(rmp.where.base, rmp.where.end + 1 - rmp.where.base)
-    fixed = [*listed, _pages(*machine.map.tseg), _pages(*HT_HOLE)]
+    fixed = [*listed, _pages(*machine.map.tseg), _pages(*ASEG), _pages(*HT_HOLE)]
     edges = [0, *(edge for region in machine.map.dram for edge in region), rmp.entries << PAGE_SHIFT]
     fixed += [_pages(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
     for pages in fixed:
@@ -153,12 +163,11 @@ def reclaim_run(psp: SecureProcessor, buffer: Record, pages: range) -> tuple[int
     # CHECKS
     psp.require_initialised()
     step = PAGES_PER_LARGE if buffer.page_size else 1
-    check_address(psp, pages[0] << PAGE_SHIFT, len(pages) * step * PAGE_SIZE, "page")
-    numbers = np.asarray(pages, U64)
-    entries = psp.machine.rmp.effective(numbers)
+    pages, bad_address = check_run(psp, pages, step * PAGE_SIZE, "page")
+    numbers = page_numbers(pages)
+    entries, states = look_up(psp, numbers)
     large = entries[:, 0] & U64(spec.LARGE) != 0
     held = entries[:, 0] & U64(spec.IMMUTABLE) != 0
-    states = decode_states(entries)
     takeable = np.isin(states, (PageState.METADATA, PageState.FIRMWARE, PageState.PRE_GUEST, PageState.PRE_SWAP))
     misaligned = numbers % U64(step) != 0
     stop, refusal = first_refusal(
@@ -172,4 +181,4 @@ def reclaim_run(psp: SecureProcessor, buffer: Record, pages: range) -> tuple[int
 
     # ACTION
     reclaim(psp, numbers[:stop][held[:stop]])
-    return stop, refusal
+    return stop, refusal or bad_address

@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpbook.firmware.asids import Asids
 from snpbook.firmware.keys import Chip
-from snpbook.firmware.pages import check_address, state_of
+from snpbook.firmware.pages import check_address, state_of, without_c_bit
 from snpbook.hardware.encryption import memory_key
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command
-from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT, PlatformState
+from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT, GUEST_TRANSITIONS, GuestState, PlatformState
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.policy import Tcb
@@ -92,6 +92,8 @@ class SecureProcessor:
 
     def execute_run(self, command: int, address: int, pages: range) -> tuple[int, int]:
         """Run one command for each page of a run: (pages done, status of the last command)."""
+        if not pages:
+            raise ValueError("pages: a run has at least one page")
         name = _name(command)
         try:
             layout, _, run_handler = self._lookup(command)
@@ -149,13 +151,26 @@ class SecureProcessor:
         page = np.array([spa >> PAGE_SHIFT], U64)
         return GUEST_CONTEXT.unpack(self.machine.encryption.read_pages(FIRMWARE_KEY_ID, page).tobytes())
 
+    def next_state(self, context: Record, command: Command) -> GuestState:
+        """The state to which a command leads a guest; INVALID_GUEST_STATE where its state does not admit it."""
+        after = GUEST_TRANSITIONS.get((context.state, command))
+        if after is None:
+            raise wrong_guest_state(context, command)
+        return after
+
     def save_context(self, gctx: int, context: Record) -> None:
-        page = np.array([(gctx & ~(1 << self.machine.product.c_bit)) >> PAGE_SHIFT], U64)
+        page = np.array([without_c_bit(self, gctx) >> PAGE_SHIFT], U64)
         data = np.frombuffer(bytes(context), np.uint8).reshape(1, PAGE_SIZE)
         self.machine.encryption.write_pages(FIRMWARE_KEY_ID, page, data)
 
 
 _EMPTY = Layout("EmptyBuffer", 0, GUEST_CONTEXT.cite, []).record()
+
+
+def wrong_guest_state(context: Record, command: Command) -> FirmwareRefusal:
+    """The refusal of a command that a guest's state does not admit."""
+    admitted = " or ".join(state.name for state, known in GUEST_TRANSITIONS if known is command)
+    return FirmwareRefusal(Status.INVALID_GUEST_STATE, "guest state", admitted, context.state)
 
 
 def _name(command: int) -> str:

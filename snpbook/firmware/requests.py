@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from snpbook.firmware.keys import sign_report
 from snpbook.firmware.pages import check_address, require_small, require_state
 from snpbook.firmware.processor import SecureProcessor
-from snpbook.spec.context import GuestState
+from snpbook.spec.commands import Command
 from snpbook.spec.launch import ID_BLOCK
 from snpbook.spec.layout import Record
 from snpbook.spec.messages import (
@@ -53,8 +53,7 @@ def snp_guest_request(psp: SecureProcessor, buffer: Record) -> None:
     require_state(psp, response, "response_paddr", PageState.FIRMWARE)
     require_small(psp, request, "request_paddr")
     require_small(psp, response, "response_paddr")
-    state = context.state
-    require(state is GuestState.RUNNING, Status.INVALID_GUEST_STATE, "guest state", "RUNNING", state)
+    psp.next_state(context, Command.SNP_GUEST_REQUEST)
     header, raw_header, payload = _open_envelope(psp, request)
     vmpck = header.msg_vmpck
     require(vmpck < VMPCKS, Status.INVALID_PARAM, "VMPCK", f"below {VMPCKS}", vmpck)

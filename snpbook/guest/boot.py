@@ -46,6 +46,7 @@ class Layout:
 
         `ImageError` where the image has no secrets page or no room that is validated at launch.
         """
+        rom = image.gpa >> PAGE_SHIFT
         room = [s for s in image.sections_of(SectionType.SEC_MEM) if s.size >= TABLE_PAGES * PAGE_SIZE]
         secrets = image.sections_of(SectionType.SECRETS)
         if not secrets or not room:
@@ -55,7 +56,7 @@ class Layout:
         taken = {page for s in image.sections for page in range(s.gpa >> PAGE_SHIFT, s.gpa + s.size >> PAGE_SHIFT)}
         free = (
             base + i
-            for base in range(0, FOUR_GIB >> PAGE_SHIFT, PAGES_PER_LARGE)
+            for base in range(0, rom, PAGES_PER_LARGE)
             for i in range(1, PAGES_PER_LARGE - SHARED_PAGES)
             if taken.isdisjoint(range(base + i, base + i + SHARED_PAGES))
         )
@@ -174,7 +175,7 @@ async def _ask(ghcb: Ghcb, parts: list[tuple[object, range]]) -> None:
     """Page state changes, as many entries a call as the shared buffer holds."""
     words = np.concatenate(
         [
-            np.asarray(pages, np.uint64) << np.uint64(PSC_ENTRY.fields["gfn"].lo)
+            np.arange(pages.start, pages.stop, pages.step, dtype=np.uint64) << np.uint64(PSC_ENTRY.fields["gfn"].lo)
             | np.uint64(int.from_bytes(bytes(kind), "little"))  # type: ignore[call-overload]
             for kind, pages in parts
         ]

@@ -11,8 +11,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Pages, Words
-from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, chunks
+from snpbook.hardware.dram import Pages, Words, page_numbers
+from snpbook.hardware.rmp import CHUNK, U64, Rmp, chunks, regions
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGES_PER_LARGE, VmplPermission
 
@@ -63,7 +63,7 @@ def check_guest(
             # Nearly every access is granted: one comparison of the whole entry answers for all.
             entries = rmp.load(chunk)
             expected, differs = scratch[0, : len(chunk)], scratch[1, : len(chunk)]
-            np.left_shift(_numbers(guest), U64(spec.GFN_SHIFT), out=expected)
+            np.left_shift(page_numbers(guest), U64(spec.GFN_SHIFT), out=expected)
             np.bitwise_xor(expected, entries[:, 0], out=differs)
             np.bitwise_xor(differs, wanted, out=differs)
             np.bitwise_and(differs, _IDENTITY, out=differs)
@@ -73,14 +73,9 @@ def check_guest(
             if not differs.any():
                 start = stop
                 continue
-        numbers = np.asarray(chunk, U64)
-        result[start:stop] = _explain(rmp, numbers, _numbers(guest), asid, need_bits, large, owner_only)
+        result[start:stop] = _explain(rmp, page_numbers(chunk), page_numbers(guest), asid, need_bits, large, owner_only)
         start = stop
     return result
-
-
-def _numbers(pages: Pages) -> Words:
-    return np.arange(pages.start, pages.stop, pages.step, dtype=U64) if isinstance(pages, range) else pages
 
 
 def _explain(
@@ -112,18 +107,14 @@ def check_write(rmp: Rmp, pages: Pages, *, large: bool = False) -> NDArray[np.ui
 
     With `large` the page numbers name 2 MB mappings: none of the 512 pages may be assigned.
     """
-    numbers = _numbers(pages)
-    result = np.zeros(len(numbers), np.uint8)
-    covered = numbers < U64(rmp.entries)
-    inside = numbers[covered]
-    low = rmp.load(inside)[:, 0]
-    owned = low & U64(spec.ASSIGNED) != 0
-    head = rmp.load(inside & ~LARGE_MASK)[:, 0]
-    owned |= head & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
+    low = rmp.peek(pages)[:, 0]
+    bases, member = regions(pages)
+    heads = rmp.peek(bases)[:, 0]
+    taken = heads & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
     if large:
-        owned |= head & U64(spec.SUBPAGES) != 0
-    result[covered] = np.where(owned, Access.NOT_HYPERVISOR_OWNED, Access.GRANTED)
-    return result
+        taken |= heads & U64(spec.SUBPAGES) != 0
+    owned = (low & U64(spec.ASSIGNED) != 0) | taken[member]
+    return np.where(owned, Access.NOT_HYPERVISOR_OWNED, Access.GRANTED).astype(np.uint8)
 
 
 def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: int) -> int:

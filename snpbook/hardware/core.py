@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from snpbook.hardware.checks import Access, check_guest, check_write
-from snpbook.hardware.dram import Words
+from snpbook.hardware.dram import Words, page_numbers
 from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.instructions import Codes, Validation, pvalidate
 from snpbook.hardware.machine import Machine
@@ -237,4 +237,4 @@ def _run(pages: Words, step: int) -> range | Words:
     """System pages as a run where they are one."""
     first = int(pages[0])
     run = range(first, first + len(pages) * step, step)
-    return run if np.array_equal(pages, np.asarray(run, U64)) else pages
+    return run if np.array_equal(pages, page_numbers(run)) else pages

@@ -99,9 +99,8 @@ class Dram:
             view = table[as_slice(pages)] if isinstance(pages, range) else table[pages]
             view.flags.writeable = False
             return view
-        numbers = np.asarray(pages, np.uint64)
-        result = np.empty((len(numbers), PAGE_SIZE), np.uint8)
-        for where, region, index in self._by_region(numbers):
+        result = np.empty((len(pages), PAGE_SIZE), np.uint8)
+        for where, region, index in self._by_region(page_numbers(pages)):
             result[where] = region[index]
         return result
 
@@ -111,7 +110,7 @@ class Dram:
             index = as_slice(pages) if isinstance(pages, range) else pages
             self._flat.reshape(-1, PAGE_SIZE)[index] = data
             return
-        for where, region, index in self._by_region(np.asarray(pages, np.uint64)):
+        for where, region, index in self._by_region(page_numbers(pages)):
             region[index] = data[where]
 
     def words(self, addresses: Words) -> Words:
@@ -152,3 +151,10 @@ def _map(size: int) -> mmap.mmap | None:
 def as_slice(pages: range) -> slice:
     """The same run as an index of an array with one row per page."""
     return slice(pages.start, pages.stop, pages.step)
+
+
+def page_numbers(pages: Pages) -> Words:
+    """Page numbers as an array."""
+    if isinstance(pages, range):
+        return np.arange(pages.start, pages.stop, pages.step, dtype=np.uint64)
+    return pages

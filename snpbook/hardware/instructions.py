@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpbook.hardware.checks import Access, check_guest
-from snpbook.hardware.dram import Pages, Words
-from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp
+from snpbook.hardware.dram import Pages, Words, page_numbers
+from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, regions
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGES_PER_LARGE
 from snpbook.spec.rmp import RmpCode
@@ -69,10 +69,9 @@ def rmpupdate(rmp: Rmp, pages: Pages, gfns: Pages, new: NewState, in_use: frozen
     while start < len(pages):
         part = pages[start : start + step]
         length = len(part) if isinstance(part, range) else _distinct(part)
-        numbers = np.asarray(part[:length], U64)
-        guest = np.asarray(gfns[start : start + length], U64)
         update = _update_large if new.large else _update_small
-        codes[start : start + length] = update(rmp, numbers, guest, new, in_use)
+        guest = page_numbers(gfns[start : start + length])
+        codes[start : start + length] = update(rmp, part[:length], guest, new, in_use)
         start += length
     return codes
 
@@ -87,17 +86,17 @@ def _distinct(pages: Words) -> int:
     return int(np.argmax(repeated))
 
 
-def _common(rmp: Rmp, pages: Words, new: NewState, in_use: frozenset[int]) -> tuple[Codes, Words]:
+def _common(rmp: Rmp, pages: Pages, new: NewState, in_use: frozenset[int]) -> tuple[Codes, Words]:
     """The checks that do not depend on neighbours, and the entries (those not covered as zero)."""
-    covered = pages < U64(rmp.entries)
-    entries = rmp.peek(pages)
+    entries, places = rmp.peek(pages), page_numbers(pages)
     codes = np.zeros(len(pages), np.uint8)
-    refuse(codes, new.large & ((pages & LARGE_MASK) != 0), RmpCode.FAIL_INPUT)
+    if new.large:
+        refuse(codes, (places & LARGE_MASK) != 0, RmpCode.FAIL_INPUT)
     if not new.assigned and (new.immutable or new.asid):
         refuse(codes, np.ones(len(pages), bool), RmpCode.FAIL_INPUT)
-    refuse(codes, ~covered, RmpCode.FAIL_INPUT)
+    refuse(codes, places >= U64(rmp.entries), RmpCode.FAIL_INPUT)
     if in_use:
-        refuse(codes, np.isin(pages, np.array(sorted(in_use), U64)), RmpCode.FAIL_INUSE)
+        refuse(codes, np.isin(places, np.array(sorted(in_use), U64)), RmpCode.FAIL_INUSE)
     refuse(codes, entries[:, 0] & U64(spec.IMMUTABLE) != 0, RmpCode.FAIL_PERMISSION)
     return codes, entries
 
@@ -107,32 +106,34 @@ def refuse(codes: Codes, where: NDArray[np.bool_], code: RmpCode) -> None:
     codes[(codes == RmpCode.SUCCESS) & where] = code
 
 
-def _update_small(rmp: Rmp, pages: Words, gfns: Words, new: NewState, in_use: frozenset[int]) -> Codes:
+def _update_small(rmp: Rmp, pages: Pages, gfns: Words, new: NewState, in_use: frozenset[int]) -> Codes:
     codes, old = _common(rmp, pages, new, in_use)
-    bases = pages & ~LARGE_MASK
-    regions, member = np.unique(bases, return_inverse=True)
-    heads = rmp.peek(regions)
+    bases, member = regions(pages)
+    heads = rmp.peek(bases)
     large = heads[:, 0] & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
     refuse(codes, large[member], RmpCode.FAIL_OVERLAP)
     done = codes == RmpCode.SUCCESS
 
     entries = _changed(old, gfns, new)
     entries[:, 0] |= old[:, 0] & U64(spec.SUBPAGES)
-    rmp.store(pages[done], entries[done])
+    if done.all():
+        rmp.store(pages, entries)
+    else:
+        rmp.store(page_numbers(pages)[done], entries[done])
 
     gain = int(new.assigned) - (old[:, 0] & U64(spec.ASSIGNED)).astype(np.int64)
-    others = done & (pages != bases)
-    change = np.bincount(member[others], gain[others], minlength=len(regions)).astype(np.int64)
+    others = done & (page_numbers(pages) & LARGE_MASK != 0)
+    change = np.bincount(member[others], gain[others], minlength=len(bases)).astype(np.int64)
     if change.any():
         touched = change != 0
-        heads = rmp.load(regions[touched]).copy()
+        heads = rmp.load(bases[touched]).copy()
         heads[:, 0] += (change[touched] << spec.SUBPAGE_SHIFT).view(U64)
-        rmp.store(regions[touched], heads)
+        rmp.store(bases[touched], heads)
     _count(rmp, old[done], new, 1)
     return codes
 
 
-def _update_large(rmp: Rmp, pages: Words, gfns: Words, new: NewState, in_use: frozenset[int]) -> Codes:
+def _update_large(rmp: Rmp, pages: Pages, gfns: Words, new: NewState, in_use: frozenset[int]) -> Codes:
     codes, old = _common(rmp, pages, new, in_use)
     low = old[:, 0]
     small = (low & U64(spec.ASSIGNED) != 0) & (low & U64(spec.LARGE) == 0)
@@ -141,9 +142,10 @@ def _update_large(rmp: Rmp, pages: Words, gfns: Words, new: NewState, in_use: fr
 
     rest = np.zeros((_OTHERS, 2), U64)
     rest[:, 0] = U64(spec.ASSIGNED * new.assigned)
-    for page in pages[done]:
+    places = page_numbers(pages)[done]
+    for page in places:
         rmp.store(range(int(page) + 1, int(page) + PAGES_PER_LARGE), rest)
-    rmp.store(pages[done], _changed(old, gfns, new)[done])
+    rmp.store(places, _changed(old, gfns, new)[done])
     _count(rmp, old[done], new, PAGES_PER_LARGE)
     return codes
 

@@ -59,6 +59,8 @@ class MemoryMap:
         return cls(tuple(dram), (low - TSEG_SIZE, low), RmpRange(above - size, above - 1))
 
 
+ASEG = (0xA_0000, 0xC_0000)
+"""The compatible SMM space, where a PC has its video memory."""
 HT_HOLE = (0xFD_0000_0000, 0xFE_0000_0000)
 """Addresses that no DRAM answers to, on a machine large enough to reach them."""
 

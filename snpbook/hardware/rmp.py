@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Dram, Pages, Words, as_slice
+from snpbook.hardware.dram import Dram, Pages, Words, as_slice, page_numbers
 from snpbook.spec import rmp as spec
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGES_PER_LARGE, PageState
@@ -61,7 +61,7 @@ class Rmp:
         """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy."""
         if self._table is not None:
             return self._table[as_slice(pages) if isinstance(pages, range) else pages]
-        numbers = np.asarray(pages, U64)
+        numbers = page_numbers(pages)
         address = U64(self._first) + numbers * U64(spec.ENTRY_SIZE)
         return np.stack([self.dram.words(address), self.dram.words(address + U64(8))], axis=1)
 
@@ -70,7 +70,7 @@ class Rmp:
         if self._table is not None:
             self._table[as_slice(pages) if isinstance(pages, range) else pages] = entries
             return
-        numbers = np.asarray(pages, U64)
+        numbers = page_numbers(pages)
         for start, stop in _runs(numbers):
             self.dram.write(self._first + int(numbers[start]) * spec.ENTRY_SIZE, entries[start:stop].tobytes())
 
@@ -82,10 +82,12 @@ class Rmp:
 
     def peek(self, pages: Pages) -> Words:
         """A copy of raw entries (n, 2) of any pages; those without an entry read as zero."""
-        numbers = np.asarray(pages, U64)
-        covered = numbers < U64(self.entries)
-        entries = np.zeros((len(numbers), 2), U64)
-        entries[covered] = self.load(numbers[covered])
+        if isinstance(pages, range) and len(pages) and pages[-1] < self.entries:
+            return self.load(pages).copy()
+        places = page_numbers(pages)
+        covered = places < U64(self.entries)
+        entries = np.zeros((len(places), 2), U64)
+        entries[covered] = self.load(places[covered])
         return entries
 
     def entry(self, page: int) -> Record:
@@ -166,6 +168,16 @@ def decode_states(entries: Words) -> NDArray[np.uint8]:
         ],
         PageState.INVALID,
     ).astype(np.uint8)
+
+
+def regions(pages: Pages) -> tuple[Words, NDArray[np.int64]]:
+    """The 2 MB regions that pages lie in, by their first page, and for each page the index of its region."""
+    if isinstance(pages, range) and pages.step == 1 and len(pages):
+        places = page_numbers(pages) // U64(PAGES_PER_LARGE)
+        member = (places - places[0]).astype(np.int64)
+        return np.arange(places[0], places[-1] + U64(1), dtype=U64) * U64(PAGES_PER_LARGE), member
+    bases, inverse = np.unique(page_numbers(pages) & ~LARGE_MASK, return_inverse=True)
+    return bases, inverse
 
 
 def chunks(pages: Pages, size: int = CHUNK) -> Iterator[Pages]:

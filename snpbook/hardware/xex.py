@@ -20,12 +20,17 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 _BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
 _WINDOW = STEP_PAGES * PAGE_SIZE  # an aligned range whose tweaks differ from another's by one constant
 _WINDOW_BITS = _WINDOW.bit_length() - 1
+_TILE_WORDS = 16 * PAGE_WORDS  # a repeated operand is fast from 8192 elements on, the length of NumPy's own steps
 _TABLE_BITS = 12  # page numbers are looked up in three tables
 _ADDRESS_BITS = PAGE_SHIFT + 3 * _TABLE_BITS
 
 
 class Xex:
-    """The cipher of one machine: the address constants, drawn from `seed` once and shared by all keys."""
+    """The cipher of one machine: the address constants, drawn from `seed` once and shared by all keys.
+
+    Tweaks are 16-byte values in arrays of words. To repeat one, arrays are seen as complex numbers, which NumPy copies
+    as fast as it can, bit for bit; pairs of words it repeats twenty times slower.
+    """
 
     key_size = 16
     address_limit = 1 << _ADDRESS_BITS
@@ -40,8 +45,7 @@ class Xex:
         self._window_tweaks = _sums(words[: _WINDOW_BITS - _BLOCK_BITS]).reshape(-1)
         self._window_constants = [int.from_bytes(t, "little") for t in self.constants[_WINDOW_BITS - _BLOCK_BITS :]]
         self._tweak: Words = np.empty(STEP_PAGES * PAGE_WORDS, np.uint64)
-        # The same memory as 16-byte values: NumPy repeats complex numbers fast and pairs of words slowly.
-        self._tweak_blocks = self._tweak.view(np.complex128)
+        self._tile: Words = np.empty(_TILE_WORDS, np.uint64)
 
     def key(self, key: bytes) -> MemoryKey:
         """The two directions under a 16-byte key."""
@@ -49,15 +53,26 @@ class Xex:
         return MemoryKey(_XexTransform(self, cipher.encryptor()), _XexTransform(self, cipher.decryptor()))
 
     def span_tweaks(self, spa: int, size: int) -> Iterator[Words]:
-        """The tweaks of a range of blocks, window by window: those of the first window, and one constant."""
-        stop = spa + size
-        while spa < stop:
-            window, offset = divmod(spa, _WINDOW)
-            length = min(stop - spa, _WINDOW - offset)
-            tweak = self._tweak[: length // 8]
-            self._tweak_blocks[: length // BLOCK_SIZE] = self._window_constant(window)
-            yield np.bitwise_xor(tweak, self._window_tweaks[offset // 8 : (offset + length) // 8], out=tweak)
-            spa += length
+        """The tweaks of a range of blocks, window by window.
+
+        T is linear: one constant turns the tweaks of the first window into those of any other, and one more turns
+        these into those of the next.
+        """
+        if not size:
+            return
+        window, offset = divmod(spa, _WINDOW)
+        stop = offset + size
+        part = slice(offset // 8, stop // 8) if stop <= _WINDOW else slice(0, _WINDOW // 8)
+        tweak = self._tweak[part]
+        tweak.view(np.complex128)[:] = self._window_constant(window)
+        np.bitwise_xor(tweak, self._window_tweaks[part], out=tweak)
+        yield self._tweak[offset // 8 : min(stop, _WINDOW) // 8]
+        tiles = self._tweak.reshape(-1, _TILE_WORDS)
+        while (stop := stop - _WINDOW) > 0:
+            self._tile.view(np.complex128)[:] = self._window_constant(window ^ window + 1)
+            np.bitwise_xor(tiles, self._tile, out=tiles)
+            window += 1
+            yield self._tweak[: min(stop, _WINDOW) // 8]
 
     def page_tweaks(self, pages: Words) -> Iterator[Words]:
         """The tweaks of any pages. The i-th of a step starts from those of page i of the first window.

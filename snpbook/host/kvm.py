@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from snpbook.hardware.dram import page_numbers
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.instructions import NewState
 from snpbook.hardware.ports import HostCpu
@@ -242,7 +243,7 @@ class Vm:
                 slot.restricted.close()
                 slot.shared.close()
             for vcpu in self.vcpus:
-                make_shared(self.cpu, np.asarray(vcpu.vmsa, np.uint64))
+                make_shared(self.cpu, page_numbers(vcpu.vmsa))
                 self._memory.release(vcpu.vmsa)
                 page = vcpu.vmcb >> PAGE_SHIFT
                 self._memory.release(range(page, page + 1))

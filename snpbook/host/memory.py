@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Words
+from snpbook.hardware.dram import Words, page_numbers
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
@@ -74,7 +74,7 @@ class PageFile:
         missing = np.flatnonzero(frames == _ABSENT)
         if len(missing):
             fresh = self._allocator.allocate(len(missing))
-            frames[missing] = np.asarray(fresh, np.uint64)
+            frames[missing] = page_numbers(fresh)
             self._prepare(fresh)
         return frames
 

@@ -134,9 +134,7 @@ def _parse_table(data: bytes) -> dict[UUID, bytes]:
     footer = TABLE_ENTRY.unpack(data, footer_at)
     if footer.guid != guid.OVMF_FOOTER.bytes_le:
         return {}
-    start = footer_at + TABLE_ENTRY.size - footer.size
-    if start < 0:
-        raise ImageError(f"the GUID table's footer gives a size of {footer.size} bytes, more than the file has")
+    start = max(footer_at + TABLE_ENTRY.size - footer.size, 0)  # what claims more than there is, gets what there is
     table: dict[UUID, bytes] = {}
     end = footer_at
     while end - start >= TABLE_ENTRY.size:
@@ -144,7 +142,7 @@ def _parse_table(data: bytes) -> dict[UUID, bytes]:
         entry = TABLE_ENTRY.unpack(data, entry_at)
         if entry.size < TABLE_ENTRY.size:
             raise ImageError(f"the GUID table's entry at file offset {entry_at:#x} has size {entry.size}")
-        end = max(end - entry.size, start)  # an entry that claims more than the table has takes what is left
+        end = max(end - entry.size, start)
         table[UUID(bytes_le=entry.guid)] = data[end:entry_at]
     return table
 

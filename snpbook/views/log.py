@@ -1,6 +1,6 @@
 """The log of a run: what the parties did, one row per command, a run of pages folded into one row.
 
-Rows are read off the trace's events; a vector operation unfolds to its single steps where the reader asks for it, in a
+Rows are read off the trace's events; parameters of a firmware command that are zero are left out. A vector operation unfolds to its single steps where the reader asks for it, in a
 `details` element that needs no script.
 """
 
@@ -18,6 +18,7 @@ from snpbook.spec.status import Status
 from snpbook.trace import Encryption, Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
 from snpbook.views.static import Static
 from snpbook.views.tables import Markup, table
+from snpbook.views.values import show
 
 STEPS = 16
 """How many single steps of a run an HTML log unfolds."""
@@ -62,7 +63,8 @@ def _words(event: Event) -> tuple[str, str, str, str, str, bool]:
         case Instruction():
             return event.actor, "RMP", event.name, _pages(event.pages), *_codes(event.status)
         case FirmwareCommand():
-            detail = _arguments(event.arguments) if event.pages is None else _pages(event.pages)
+            given = {name: value for name, value in event.arguments.items() if any(value) if isinstance(value, bytes) else value}
+            detail = _arguments(given) if event.pages is None else _pages(event.pages)
             answer = Status(event.status).name + (f": {event.reason}" if event.reason else "")
             return "kernel", "AMD-SP", event.name, detail, answer, event.status == Status.SUCCESS
         case Ioctl():
@@ -127,15 +129,7 @@ def _pages(pages: Any) -> str:
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_show(value)}" for name, value in arguments.items())
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.hex() if len(value) <= 8 else f"{value[:8].hex()}…"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if value < 10 else f"{value:#x}"
-    return str(value)
+    return ", ".join(f"{name} {show(value)}" for name, value in arguments.items())
 
 
 def _codes(status: Any) -> tuple[str, bool]:

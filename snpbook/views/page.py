@@ -4,13 +4,13 @@ The entry is decoded by the layout in `spec`; this file only chooses words.
 """
 
 from collections.abc import Mapping
-from enum import IntEnum
 
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PageSize, PageState, VmplPermission
 from snpbook.views.palette import PAGES
 from snpbook.views.static import Static
 from snpbook.views.tables import table
+from snpbook.views.values import show
 
 Fields = Mapping[str, object]
 
@@ -43,21 +43,9 @@ def page_rows(pfn: int, state: int, fields: Fields) -> list[tuple[str, str]]:
     """What the inspector lists for a page: state, page frame number, system physical address, then `fields`."""
     look = PAGES[PageState(state)]
     place = [("state", f"{look.letter}  {look.label}"), ("pfn", f"{pfn:#_x}"), ("spa", f"{pfn << PAGE_SHIFT:#_x}")]
-    return place + [(name, _show(value)) for name, value in fields.items()]
+    return place + [(name, show(value)) for name, value in fields.items()]
 
 
 def page(pfn: int, state: int, fields: Fields) -> Static:
     """The inspector's table for one page."""
     return table(f"Page {pfn:#_x}", [], page_rows(pfn, state, fields))
-
-
-def _show(value: object) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case IntEnum():
-            return value.name
-        case int():
-            return str(value) if value < 10 else f"{value:#_x}"
-        case _:
-            return str(value)

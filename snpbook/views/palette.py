@@ -6,8 +6,8 @@ Ito; values are tuned so that marks keep 3:1 against their ground and stay apart
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
+from snpbook.attest.checks import Result
 from snpbook.spec.pages import PageState
 
 
@@ -46,14 +46,6 @@ class Swatch:
         return max("#000000", "#FFFFFF", key=lambda ink: contrast(ink, self.colour(theme)))
 
 
-class Verdict(Enum):
-    """The outcome of one check."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
 GROUND = PageState.HYPERVISOR
 """The state that most of memory is in: drawn as ground, against which the other states are marks."""
 
@@ -74,10 +66,10 @@ PAGES: Mapping[PageState, Swatch] = {
 }
 """States from the most ordinary to the most particular: a cell of many pages shows the last of those it holds."""
 
-VERDICTS: Mapping[Verdict, Swatch] = {
-    Verdict.PASSED: Swatch("passed", "\u2713", "", "#0B7F5A", "#0B7F5A"),
-    Verdict.FAILED: Swatch("failed", "\u2717", "M0 8L8 0M-2 2L2 -2M6 10L10 6", "#C74A00", "#C74A00"),
-    Verdict.SKIPPED: Swatch("skipped", "\u2013", "M0 4H8", "#69717C", "#69717C"),
+VERDICTS: Mapping[Result, Swatch] = {
+    Result.PASSED: Swatch("passed", "\u2713", "", "#0B7F5A", "#0B7F5A"),
+    Result.FAILED: Swatch("failed", "\u2717", "M0 8L8 0M-2 2L2 -2M6 10L10 6", "#C74A00", "#C74A00"),
+    Result.SKIPPED: Swatch("skipped", "\u2013", "M0 4H8", "#69717C", "#69717C"),
 }
 """One value for both schemes: static output cannot know which one it is read in."""
 

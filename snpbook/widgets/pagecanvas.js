@@ -99,30 +99,27 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     theme = isDark(canvas) ? "dark" : "light";
     const [context, ratio] = prepare(canvas), [dx, dy] = cell().map((size) => size * ratio);
     const image = context.createImageData(Math.round(across() * ratio), Math.round(down() * ratio));
-    (dx >= 1 ? magnify : condense)(new Uint32Array(image.data.buffer), image.width, image.height, dx, dy);
+    const pixels = new Uint32Array(image.data.buffer), colours = looks.map((l) => packed(l[theme].fill));
+    (dx >= 1 ? magnify : condense)(pixels, colours, image.width, image.height, dx, dy);
     context.putImageData(image, Math.round(GUTTER * ratio), Math.round(PAD * ratio));
     if (view.scale >= LINES_FROM) detail(context);
     numbers(context);
     drawOverlay();
   }
 
-  function magnify(pixels, w, h, dx, dy) {
-    const { states } = now, colours = looks.map((l) => packed(l[theme].fill));
+  function magnify(pixels, colours, w, h, dx, dy) {
     const columnOf = Int32Array.from({ length: w }, (_, px) => Math.floor(view.x + px / dx));
     for (let py = 0; py < h; py++) {
       const base = Math.floor(view.y + py / dy) * columns;
-      for (let px = 0; px < w; px++) {
-        const i = base + columnOf[px];
-        if (columnOf[px] < columns && i < states.length) pixels[py * w + px] = colours[states[i]];
-      }
+      for (let px = 0; px < w && columnOf[px] < columns; px++)
+        pixels[py * w + px] = colours[now.states[base + columnOf[px]]]; // 0, transparent, beyond the last page
     }
   }
 
   // Several pages share a dot: the most particular state shows, so that a single page never vanishes.
-  function condense(pixels, w, h, dx, dy) {
-    const { states } = now, colours = looks.map((l) => packed(l[theme].fill));
+  function condense(pixels, colours, w, h, dx, dy) {
+    const { states } = now, best = new Uint8Array(w * h);
     const ranks = looks.map((l) => l.rank + 1), grains = looks.map((l) => (l.rank ? GRAIN : 1));
-    const best = new Uint8Array(w * h);
     const dotOf = Int32Array.from({ length: columns }, (_, col) => Math.floor((col - view.x) * dx));
     for (let row = Math.max(0, Math.floor(view.y)); row < Math.min(rows, view.y + h / dy); row++) {
       const top = Math.max(0, Math.floor((row - view.y) * dy)), floor = Math.floor((row + 1 - view.y) * dy);
@@ -182,12 +179,12 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
 
   function drawOverlay() {
     if (!view) return;
-    const [context] = prepare(overlay), { runs, count, from, to } = now.changes, box = new Path2D();
+    const [context] = prepare(overlay), { runs, count, to } = now.changes, box = new Path2D();
     context.beginPath();
     context.rect(GUTTER - PAD, 0, across() + 2 * PAD, height);
     context.clip();
     const pulse = Math.max(0, 1 - (performance.now() - now.changedAt) / 600);
-    for (const run of count > OUTLINES ? [[from, to]] : runs) stroke(context, outline(...run), 1.5 + 3 * pulse, [4, 3]);
+    for (const run of count > OUTLINES ? [[runs[0][0], to]] : runs) stroke(context, outline(...run), 1.5 + 3 * pulse, [4, 3]);
     const [col, row] = cursor(), [wide, high] = cell().map((size) => Math.max(size, 9));
     box.rect(x(col + 0.5) - wide / 2, y(row + 0.5) - high / 2, wide, high);
     stroke(context, box, 2, []);

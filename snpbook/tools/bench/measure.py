@@ -39,14 +39,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What must hold. `at_least(x)`: the candidate has x times the reference's speed; `at_most(x)`: it takes no more
-    than x times its time."""
+    """What must hold: the candidate has at least `bound` times the reference's speed, or takes at most that much time."""
 
     bound: float
     compares_speed: bool
 
     def __str__(self) -> str:
-        return f">= {self.bound:g} x speed" if self.compares_speed else f"<= {self.bound:g} x time"
+        return f">= {self.bound:g} speed" if self.compares_speed else f"<= {self.bound:g} time"
 
     def ratio(self, reference: float, candidate: float) -> float:
         """The figure that is held against the bound, from the two times."""

@@ -1,0 +1,105 @@
+"""Trying an answer: every case is run, the first that fails is named, with what it expected and which rule it shows.
+
+Whatever a reader's function does, the outcome is a value and never a traceback. Behaviour is compared, not text: a
+right answer of another shape passes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from snpbook.attest.checks import Result
+from snpbook.exercises.registry import Answer, Case, Exercise
+from snpbook.views.checks import badge
+from snpbook.views.tables import table
+from snpbook.views.values import show
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Outcome:
+    """How an answer did. `score` is the share of cases that passed, 0 to 1; the texts are those of the first failure."""
+
+    exercise: str
+    passed: int
+    cases: int
+    case: str = ""
+    expected: str = ""
+    found: str = ""
+    rule: str = ""
+    cite: str = ""
+    note: str = ""
+
+    @property
+    def score(self) -> float:
+        return self.passed / self.cases
+
+    def __bool__(self) -> bool:
+        return self.passed == self.cases
+
+    def __repr__(self) -> str:
+        note = f"\nNote: {self.note}" if self.note else ""
+        if self:
+            return f"Passed: {self.exercise}, {self.cases} of {self.cases} cases{note}"
+        source = f" [{self.cite}]" if self.cite else ""
+        return (
+            f"Not yet: {self.exercise}, {self.passed} of {self.cases} cases\n"
+            f"Case: {self.case}: expected {self.expected}, found {self.found}\nRule: {self.rule}{source}{note}"
+        )
+
+    def _repr_html_(self) -> str:
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        if self:
+            words = f" {escape(self.exercise)}: Passed, {self.cases} of {self.cases} cases"
+            return f"<p>{badge(Result.PASSED)}{words}</p>{note}"
+        rows = [("case", self.case), ("expected", self.expected), ("found", self.found), ("rule", self.rule)]
+        caption = f"{self.exercise}: Not yet, {self.passed} of {self.cases} cases"
+        shown = table(caption, [], [*rows, ("source", self.cite)] if self.cite else rows)
+        return f"{badge(Result.FAILED)} {shown.html}{note}"
+
+
+def tried(exercise: Exercise, answer: Answer) -> Outcome:
+    """The outcome of `answer` on every case of `exercise`."""
+    cases = exercise.cases()
+    failures = [failure for case in cases if (failure := _failure(case, answer))]
+    passed = len(cases) - len(failures)
+    if not failures:
+        return Outcome(exercise.id, passed, len(cases))
+    case, found, rule, cite = failures[0]
+    return Outcome(exercise.id, passed, len(cases), case.name, _say(case.expected), found, rule, cite)
+
+
+def _failure(case: Case, answer: Answer) -> tuple[Case, str, str, str] | None:
+    if not callable(answer):
+        return case, f"{_say(answer)}, which is no function", "check takes your function itself, without ()", ""
+    try:
+        found = case.run(answer)
+    except Exception as error:  # noqa: BLE001  whatever the reader's function raises is told, not thrown
+        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return case, told, "your function raised this error instead of returning a value", ""
+    if found is None or found is Ellipsis:
+        return case, "nothing", "your function does not return a value yet", ""
+    return None if same(found, case.expected) else (case, _say(found), case.rule, case.cite)
+
+
+def same(found: object, expected: object) -> bool:
+    """Equal in meaning: numbers of any type, arrays and sequences element by element, mappings key by key."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in expected)
+    if _is_row(found) and _is_row(expected):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    try:
+        return bool(found == expected)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_row(value: object) -> "TypeGuard[Sequence[object]]":
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _say(value: object) -> str:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    return str(value) if isinstance(value, int) else show(value)

@@ -1,0 +1,62 @@
+"""The overture's machine: small enough that one map shows all of its memory, with the log of what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from snpbook.spec.commands import Command
+from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.system import Guest, Owner, System, Verdict
+from snpbook.trace import Event, FirmwareCommand, Instruction, Message
+from snpbook.views.checks import checks
+from snpbook.views.log import log
+from snpbook.views.page import entry_fields
+from snpbook.views.static import Static
+from snpbook.widgets.rmpmap import RmpMap
+
+INSTALLED = 256 << 20
+
+
+class Lab:
+    """A machine with 256 MB of memory, its map and its log; `map` follows every RMP change."""
+
+    def __init__(self, product: str = "milan", seed: str = "first light") -> None:
+        self.system = System(product, seed, installed=INSTALLED)
+        self._recorder = self.system.record()
+        rmp = self.system.machine.rmp
+        self._pages = range(self.system.machine.map.top >> PAGE_SHIFT)
+        self.map = RmpMap(rmp.states(self._pages), lookup=self._fields, title=f"RMP of {product}")
+        self.system.trace.subscribe(self._follow)
+
+    def __repr__(self) -> str:
+        return f"Lab({self.system!r})"
+
+    def boot_host(self) -> str:
+        """Boot the host: its kernel's messages."""
+        self.system.host.boot()
+        return "\n".join(e.text for e in self._recorder.of(Message) if e.source == "kernel")
+
+    def create_vm(self, memory: str = "32 MiB", vcpus: int = 2) -> Guest:
+        """A guest with the sample firmware image."""
+        return self.system.create_vm(memory=memory, vcpus=vcpus)
+
+    def firmware_log(self, *commands: Command) -> Static:
+        """What the secure processor was asked, one row for a run of pages; of `commands` only, if given."""
+        names = {command.name for command in commands}
+        events = [e for e in self._recorder.of(FirmwareCommand) if not names or e.name in names]
+        return log(events, "Commands to the secure processor")
+
+    def owner(self, guest: Guest) -> Owner:
+        """The guest's owner, who is elsewhere and sees the report only."""
+        return self.system.owner(guest)
+
+    def steps(self, verdict: Verdict) -> Static:
+        """The checks behind a verdict."""
+        return checks(verdict.checks, f"Verdict: {verdict}")
+
+    def _follow(self, event: Event) -> None:
+        if isinstance(event, Instruction | FirmwareCommand):
+            self.map.update(self.system.machine.rmp.states(self._pages))
+
+    def _fields(self, pfn: int) -> Mapping[str, object]:
+        return entry_fields(self.system.machine.rmp.entry(pfn))
