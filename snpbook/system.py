@@ -23,7 +23,7 @@ from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.table import power_on
 from snpbook.guest.attestation import request_report
 from snpbook.guest.boot import Layout, boot
-from snpbook.hardware.executor import Program
+from snpbook.hardware.executor import Program, ProgramFailure
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.kernel import Kernel
@@ -148,12 +148,14 @@ class Guest:
         return report
 
     def run(self, program: Program) -> Any:
-        """Run a guest program on vCPU 0 to its end: its return value."""
+        """Run a guest program on vCPU 0 to its end: its return value. Raises the `ProgramFailure` it ended with."""
         vcpu = self.vmm.vcpus[0]
         vcpu.executor.start(program)
         stopped = self.vmm.run(vcpu)
         if stopped is not KvmExit.HLT or vcpu.executor.busy:
             raise RuntimeError(f"the guest stopped: {stopped.name}")
+        if isinstance(vcpu.executor.outcome, ProgramFailure):
+            raise vcpu.executor.outcome
         return vcpu.executor.outcome
 
 

@@ -120,21 +120,21 @@ def check_chain(chain: Chain, kind: SigningKey, roots: Roots, now: datetime, che
 def _choose(
     common_name: str, pool: Sequence[Certificate], preferred: Callable[[Certificate], bool]
 ) -> Certificate | None:
-    """The certificate of that name, and where there are several, the first preferred one."""
+    """The certificate of that name; where there are several, a preferred one, and of these the latest issue."""
     named = [certificate for certificate in pool if certificate.common_name == common_name]
     if len(named) > 1:
-        named.sort(key=preferred, reverse=True)
+        named.sort(key=lambda certificate: (preferred(certificate), certificate.not_after), reverse=True)
     return named[0] if named else None
 
 
 def _names(report: Report, candidate: Certificate) -> bool:
-    """A VEK names this report's chip and TCB."""
+    """A VEK names this report's TCB, and its chip where the report has one."""
     try:
         content = read_vek(candidate, report.fields.signing_key, Checklist())
     except NotGenuine:
         return False
     tcb, chip = report.fields.reported_tcb, report.fields.chip_id
-    return bool(content.tcb == tcb and chip.startswith(content.hwid or b""))
+    return bool(content.tcb == tcb and (not any(chip) or chip.startswith(content.hwid or b"")))
 
 
 def _issuer(line: ProductLine, kind: SigningKey) -> CaFacts:

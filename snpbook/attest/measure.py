@@ -156,12 +156,12 @@ def _add_blank(digest: bytes, kind: LaunchPage, section: Section) -> bytes:
 
 def _add_file(digest: bytes, data: bytes, gpa: int) -> bytes:
     """Add NORMAL pages. A page equal to the one before it, as in the padding of images, is hashed once."""
-    words = _WORDS[LaunchPage.NORMAL]
-    before = contents = b""
+    words, view = _WORDS[LaunchPage.NORMAL], memoryview(data)
+    before: memoryview | None = None
     for offset in range(0, len(data), PAGE_SIZE):
-        page = data[offset : offset + PAGE_SIZE]
-        if page != before:
-            before, contents = page, sha384(page).digest()
+        if before is None or not data.startswith(before, offset):
+            before = view[offset : offset + PAGE_SIZE]
+            contents = sha384(before).digest()
         digest = sha384(_pack_info(digest, contents, words, gpa + offset)).digest()
     return digest
 

@@ -62,7 +62,7 @@ def show(file: str) -> None:
     FILE holds a report as bytes or as hexadecimal text, alone or with the certificate table of an extended request.
     """
     evidence, parsed = _read(file)
-    product = parsed.product or "not named (before version 3)"
+    product = parsed.product or "not named by the report"
     stray = " ".join(f"{offset:#05x}" for offset in ATTESTATION_REPORT.reserved_set(parsed.raw)) or "none"
     rows = [*_fields(parsed), ("product", product), ("reserved bytes set", stray)]
     rows.append(("certificates", f"{len(evidence.certificates)} in the report's own table"))

@@ -7,6 +7,7 @@ right answer of another shape passes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeGuard
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from snpbook.views.values import show
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outcome:
-    """How an answer did. `score` is the share of cases that passed, 0 to 1; the texts are those of the first failure."""
+    """How an answer did; the texts are those of the first case that failed, and empty where none did."""
 
     exercise: str
     passed: int
@@ -33,6 +34,7 @@ class Outcome:
 
     @property
     def score(self) -> float:
+        """The share of cases that passed, 0 to 1."""
         return self.passed / self.cases
 
     def __bool__(self) -> bool:
@@ -51,8 +53,7 @@ class Outcome:
     def _repr_html_(self) -> str:
         note = f"<p>{escape(self.note)}</p>" if self.note else ""
         if self:
-            words = f" {escape(self.exercise)}: Passed, {self.cases} of {self.cases} cases"
-            return f"<p>{badge(Result.PASSED)}{words}</p>{note}"
+            return f"<p>{badge(Result.PASSED)} {escape(self.exercise)}, {self.cases} of {self.cases} cases</p>{note}"
         rows = [("case", self.case), ("expected", self.expected), ("found", self.found), ("rule", self.rule)]
         caption = f"{self.exercise}: Not yet, {self.passed} of {self.cases} cases"
         shown = table(caption, [], [*rows, ("source", self.cite)] if self.cite else rows)
@@ -95,7 +96,7 @@ def same(found: object, expected: object) -> bool:
         return False
 
 
-def _is_row(value: object) -> "TypeGuard[Sequence[object]]":
+def _is_row(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 

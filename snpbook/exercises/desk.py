@@ -1,6 +1,6 @@
 """The reader's desk: `check` an answer, ask for a `hint`. Keeps count of hints and records progress.
 
-Hints are counted while the kernel lives and not in the file, so that a notebook run from its start always says the same.
+Hints are counted while the kernel lives and not in the file, so that a notebook run from its start says the same.
 """
 
 from collections import Counter

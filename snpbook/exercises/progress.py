@@ -6,7 +6,8 @@ name, with a sentence that says so.
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 FORMAT = 1
@@ -38,7 +39,8 @@ class Progress:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
         self.note = ""
-        self.records: dict[str, Record] = self._read()
+        self._broken: Path | None = None
+        self.records = self._read()
 
     def __repr__(self) -> str:
         solved = sum(record.solved for record in self.records.values())
@@ -47,15 +49,18 @@ class Progress:
     def add(self, exercise: str, score: float) -> None:
         """Count an attempt, and write the file anew; where that fails, `note` says why."""
         old = self.records.get(exercise, Record())
-        self.records[exercise] = replace(old, attempts=old.attempts + 1, best=max(old.best, score))
+        self.records[exercise] = Record(old.attempts + 1, max(old.best, score))
         content = {"format": FORMAT, "exercises": {key: asdict(value) for key, value in sorted(self.records.items())}}
         fresh = self.path.with_name(f"{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._broken:
+                self.path.replace(self._broken)
             fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             fresh.replace(self.path)
         except OSError as error:
             self.note = f"progress could not be saved in {self.path} ({error.strerror}); set {VARIABLE} to another file"
+        self._broken = None
 
     def _read(self) -> dict[str, Record]:
         try:
@@ -63,15 +68,19 @@ class Progress:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']}, not {FORMAT}")
             return {key: Record(int(r["attempts"]), float(r["best"])) for key, r in content["exercises"].items()}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             self.note = f"progress could not be read from {self.path} ({error.strerror})"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            self.note = self._set_aside(error)
+            self._broken = self._free_name()
+            self.note = (
+                f"the progress file {self.path} could not be understood ({error}); "
+                f"it is kept as {self._broken.name} and a new one begun"
+            )
         return {}
 
-    def _set_aside(self, error: Exception) -> str:
-        kept = next(p for n in range(1, 1000) if not (p := self.path.with_name(f"{self.path.name}.broken{n}")).exists())
-        self.path.replace(kept)
-        return f"the progress file could not be understood ({error}); it was kept as {kept.name} and a new one begun"
+    def _free_name(self) -> Path:
+        """A name beside the file that nothing has yet."""
+        names = (self.path.with_name(f"{self.path.name}.broken{number}") for number in count(1))
+        return next(name for name in names if not name.exists())

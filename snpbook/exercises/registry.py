@@ -41,8 +41,8 @@ class Wrong:
 class Exercise:
     """One exercise. `id` is `chapter.number`, `minutes` and `difficulty` (1 to 3) are estimates.
 
-    `cases` makes fresh cases at each call, from the ordinary to the particular. `stub` is the function
-    that the reader completes, `reference` the same function done; `solution` explains it in words.
+    `cases` makes fresh cases at each call, from the ordinary to the particular. `stub` is the text of the
+    function that the reader completes, `reference` that function done; `solution` explains it in words.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Exercise:
     difficulty: int
     prerequisites: tuple[str, ...]
     task: str
-    stub: Answer
+    stub: str
     reference: Answer
     wrong: tuple[Wrong, ...]
     hints: tuple[str, str, str]
@@ -66,7 +66,7 @@ class Exercise:
                 "it takes no minutes": self.minutes < 1,
                 "it has fewer than two wrong answers": len(self.wrong) < 2,
                 f"it has not {HINTS} hints": len(self.hints) != HINTS or not all(self.hints),
-                "stub and reference are named differently": self.stub.__name__ != self.reference.__name__,
+                "its stub does not begin the reference": f"def {self.reference.__name__}(" not in self.stub,
                 "it has no task or no solution in words": not (self.task and self.solution),
             }.items()
             if there
@@ -76,11 +76,6 @@ class Exercise:
 
     def __repr__(self) -> str:
         return f"Exercise({self.id!r}, {self.title!r}, {self.minutes} min, difficulty {self.difficulty} of 3)"
-
-    @property
-    def stub_source(self) -> str:
-        """What the reader's cell holds before work begins."""
-        return dedent(inspect.getsource(self.stub))
 
     @property
     def reference_source(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from snpbook.firmware.asids import AsidState
+from snpbook.firmware.keys import memory_key
 from snpbook.firmware.pages import check_address, make_context, make_firmware, require_small, require_state
 from snpbook.firmware.processor import SecureProcessor
-from snpbook.hardware.encryption import memory_key
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_CONTEXT, GuestState

@@ -21,6 +21,7 @@ from snpbook.spec.report import SIGNATURE_COMPONENT, SIGNED_SIZE
 
 VCEK_LABEL = "sev-versioned-chip-endorsement-key"
 VLEK_LABEL = "sev-versioned-loaded-attestation-key"
+MEMORY_KEY_LABEL = "sev-vm-encryption-key-0"
 
 HASHSTICK_SIZE = 48
 _SPL_TOP = 255
@@ -36,6 +37,14 @@ def kdf(key: bytes, label: str, context: bytes, size: int) -> bytes:
     fixed = label.encode() + b"\0" + context + bits
     blocks = range(1, -(-size // 32) + 1)
     return b"".join(hmac.digest(key, i.to_bytes(4, "little") + fixed, "sha256") for i in blocks)[:size]
+
+
+def memory_key(seed: bytes, size: int) -> bytes:
+    """The memory controller's key, `size` bytes, from a guest's 32-byte seed.
+
+    Real firmware derives one per memory channel; here that of channel 0 serves all of them (MODEL).
+    """
+    return kdf(seed, MEMORY_KEY_LABEL, bytes(4), size)
 
 
 def hashstick(seed: bytes, tcb: Tcb) -> bytes:

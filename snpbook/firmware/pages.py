@@ -39,7 +39,7 @@ def check_address(psp: SecureProcessor, spa: int, size: int, name: str, *, looku
 
 
 def check_run(psp: SecureProcessor, pages: range, size: int, name: str) -> tuple[range, FirmwareRefusal | None]:
-    """`check_address` for each page of a run, `size` bytes each: the pages before the first bad one, and its refusal."""
+    """`check_address` for the `size` bytes of each page: the pages before the first bad one, and its refusal."""
     first = without_c_bit(psp, pages.start << PAGE_SHIFT) >> PAGE_SHIFT
     pages = range(first, first + len(pages) * pages.step, pages.step)
     joined = pages.step << PAGE_SHIFT == size

@@ -14,9 +14,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpbook.firmware.asids import Asids
-from snpbook.firmware.keys import Chip
+from snpbook.firmware.keys import Chip, memory_key
 from snpbook.firmware.pages import check_address, state_of, without_c_bit
-from snpbook.hardware.encryption import memory_key
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from snpbook.guest.boot import Layout
 from snpbook.guest.ghcb import Ghcb
-from snpbook.hardware.executor import GuestCpu
+from snpbook.hardware.executor import GuestCpu, ProgramFailure
 from snpbook.spec.ghcb import Nae
 from snpbook.spec.launch import SECRETS_PAGE
 from snpbook.spec.messages import (
@@ -30,7 +30,7 @@ from snpbook.spec.pages import PAGE_SIZE
 from snpbook.spec.status import Status
 
 
-class RequestFailed(Exception):
+class RequestFailed(ProgramFailure):
     """The firmware or the hypervisor did not answer as it should; the guest must not retry blindly."""
 
 
@@ -46,10 +46,12 @@ async def request_report(cpu: GuestCpu, place: Layout, report_data: bytes, vmpl:
 
 async def _exchange(cpu: GuestCpu, place: Layout, kind: MessageType, body: bytes) -> bytes:
     """Seal a request with VMPCK0, send it, open the response."""
-    ghcb = await Ghcb.registered(cpu)
+    ghcb = Ghcb(cpu, place.ghcb)
     secrets = SECRETS_PAGE.unpack(await cpu.read(place.secrets, PAGE_SIZE))
-    seqno = secrets.msg_seqno_0 + 1
-    await cpu.write(place.secrets + SECRETS_PAGE.offset("msg_seqno_0"), (seqno + 1).to_bytes(4, "little"))
+    seqno, counter = secrets.msg_seqno_0 + 1, SECRETS_PAGE.fields["msg_seqno_0"]
+    if seqno + 1 > counter.limit:
+        raise RequestFailed(f"VMPCK0 is used up: sequence number {seqno} is the last")
+    await cpu.write(place.secrets + counter.offset, (seqno + 1).to_bytes(counter.size, "little"))
     key = AESGCM(secrets.vmpck0)
     header = MESSAGE_HEADER.record(
         msg_seqno=seqno,

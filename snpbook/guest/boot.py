@@ -172,7 +172,10 @@ async def accept(ghcb: Ghcb, pages: range) -> None:
 
 
 async def _ask(ghcb: Ghcb, parts: list[tuple[object, range]]) -> None:
-    """Page state changes, as many entries a call as the shared buffer holds."""
+    """Page state changes, as many entries a call as the shared buffer holds.
+
+    The hypervisor may stop early and is asked again; going back or changing the list ends the guest.
+    """
     words = np.concatenate(
         [
             np.arange(pages.start, pages.stop, pages.step, dtype=np.uint64) << np.uint64(PSC_ENTRY.fields["gfn"].lo)
@@ -184,10 +187,15 @@ async def _ask(ghcb: Ghcb, parts: list[tuple[object, range]]) -> None:
         batch = words[start : start + PSC_ENTRIES]
         header = PSC_HEADER.pack(cur_entry=0, end_entry=len(batch) - 1)
         buffer = (header + batch.astype("<u8").tobytes()).ljust(spec.SHARED_BUFFER_SIZE, b"\0")
-        answer = await ghcb.call(Nae.PAGE_STATE_CHANGE, sw_scratch=ghcb.shared_buffer, shared_buffer=buffer)
-        done = PSC_HEADER.unpack(answer.shared_buffer)
-        if answer.sw_exit_info_2 or done.cur_entry <= done.end_entry:
-            await terminate(ghcb.cpu, Reason.PSC, f"entry {done.cur_entry}: {answer.sw_exit_info_2:#x}")
+        done = 0
+        while done < len(batch):
+            answer = await ghcb.call(Nae.PAGE_STATE_CHANGE, sw_scratch=ghcb.shared_buffer, shared_buffer=buffer)
+            buffer = answer.shared_buffer
+            state, before = PSC_HEADER.unpack(buffer), done
+            done = state.cur_entry
+            honest = before < done <= len(batch) == state.end_entry + 1 and not PSC_HEADER.reserved_set(buffer)
+            if answer.sw_exit_info_2 or not honest:
+                await terminate(ghcb.cpu, Reason.PSC, f"entry {done}: {answer.sw_exit_info_2:#x}")
 
 
 async def _validate(ghcb: Ghcb, pages: range) -> None:

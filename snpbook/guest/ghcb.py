@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from snpbook.hardware.executor import GuestCpu
+from snpbook.hardware.executor import GuestCpu, ProgramFailure
 from snpbook.spec import ghcb as spec
 from snpbook.spec.ghcb import GHCB, MsrCode, Nae
 from snpbook.spec.layout import Record
@@ -33,8 +33,8 @@ class Reason(IntEnum):
 LINUX_SET = 1
 
 
-class Terminated(Exception):
-    """The guest gave up; `reason` is what it told the hypervisor."""
+class Terminated(ProgramFailure):
+    """The guest gave up; `reason` is what it told the hypervisor. Where that runs it again, it just halts."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason.name}: {detail}")
@@ -75,16 +75,13 @@ class Ghcb:
         answer = await msr_request(cpu, gpa | MsrCode.REGISTER_GPA_REQUEST)
         if answer != gpa | MsrCode.REGISTER_GPA:
             await terminate(cpu, Reason.REGISTER, f"GHCB registration answered {answer:#x}")
-        await cpu.wrmsr(Msr.GHCB, gpa)
         return cls(cpu, gpa)
 
-    @classmethod
-    async def registered(cls, cpu: GuestCpu) -> Ghcb:
-        """The page that an earlier program registered: the MSR still holds its address."""
-        return cls(cpu, await cpu.rdmsr(Msr.GHCB))
-
     async def call(self, event: Nae, info1: int = 0, info2: int = 0, **fields: Any) -> Record:
-        """Report an event; the GHCB as the hypervisor left it. Terminates on SW_EXITINFO1 != 0."""
+        """Report an event; the GHCB as the hypervisor left it. Terminates on SW_EXITINFO1 != 0.
+
+        The page is where the guest put it, never where the MSR says: the hypervisor can write the MSR's value.
+        """
         filled = ("sw_exit_code", "sw_exit_info_1", "sw_exit_info_2", *(name for name in fields if name in _IN_BITMAP))
         page = GHCB.pack(
             sw_exit_code=event,
@@ -95,6 +92,7 @@ class Ghcb:
             **fields,
         )
         await self.cpu.write(self.gpa, page)
+        await self.cpu.wrmsr(Msr.GHCB, self.gpa)
         await self.cpu.vmgexit()
         answer = GHCB.unpack(await self.cpu.read(self.gpa, PAGE_SIZE))
         if answer.sw_exit_info_1:
@@ -105,6 +103,8 @@ class Ghcb:
         """IN AL, port."""
         info = spec.IOIO.pack(port=port, is_in=1, size_8=1)
         answer = await self.call(Nae.IOIO, int.from_bytes(info, "little"), rax=0)
+        if not spec.is_valid(answer.valid_bitmap, "rax"):
+            await terminate(self.cpu, Reason.REGISTER, f"the answer to a read of port {port:#x} has no RAX")
         value: int = answer.rax & 0xFF
         return value
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Pages, Words, page_numbers
-from snpbook.hardware.rmp import CHUNK, U64, Rmp, chunks, regions
+from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, chunks
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGES_PER_LARGE, VmplPermission
 
@@ -32,7 +32,8 @@ class Access(IntEnum):
 
 
 _IDENTITY = U64(spec.ASSIGNED | spec.ASID | spec.GFN | spec.IMMUTABLE | spec.LARGE | spec.VALIDATED)
-_GFN, _ASID, _FLAGS = U64(spec.GFN), U64(spec.ASID), U64(spec.ASSIGNED | spec.VALIDATED)
+_GRANTED_FLAGS = spec.ASSIGNED | spec.VALIDATED
+_IDENTITY_INT = int(_IDENTITY)
 
 
 def check_guest(
@@ -44,22 +45,23 @@ def check_guest(
     need: VmplPermission = VmplPermission.READ,
     *,
     large: bool = False,
-    owner_only: bool = False,
 ) -> NDArray[np.uint8]:
     """A private access of an SNP guest to system pages that map its pages `gfns`.
 
-    `large` says that the nested mapping is a 2 MB one. `owner_only` stops after Mutable, as
-    PVALIDATE does. Returns `Access` values (n,).
+    `large` says that the nested mapping is a 2 MB one; `gfns` are page numbers that an entry can hold.
+    Returns `Access` values (n,).
     """
+    if len(pages) == 1 and not large and rmp.words is not None:
+        return np.array([check_guest_one(rmp, int(pages[0]), int(gfns[0]), asid, vmpl, need)], np.uint8)
     result = np.zeros(len(pages), np.uint8)
-    wanted = U64(spec.ASSIGNED | spec.VALIDATED | spec.LARGE * large | asid << spec.ASID_SHIFT)
+    wanted = U64(_GRANTED_FLAGS | asid << spec.ASID_SHIFT)
     need_bits = U64(int(need) << 8 * vmpl)
     scratch = np.empty((2, min(len(pages), CHUNK)), U64)
     start = 0
     for chunk, guest in zip(chunks(pages), chunks(gfns), strict=True):
         stop = start + len(chunk)
         last = int(chunk[-1]) if isinstance(chunk, range) else int(chunk.max())
-        if last < rmp.entries and not (large or owner_only):
+        if last < rmp.entries and not large:
             # Nearly every access is granted: one comparison of the whole entry answers for all.
             entries = rmp.load(chunk)
             expected, differs = scratch[0, : len(chunk)], scratch[1, : len(chunk)]
@@ -73,14 +75,12 @@ def check_guest(
             if not differs.any():
                 start = stop
                 continue
-        result[start:stop] = _explain(rmp, page_numbers(chunk), page_numbers(guest), asid, need_bits, large, owner_only)
+        result[start:stop] = _explain(rmp, page_numbers(chunk), page_numbers(guest), asid, need_bits, large)
         start = stop
     return result
 
 
-def _explain(
-    rmp: Rmp, pages: Words, gfns: Words, asid: int, need_bits: np.uint64, large: bool, owner_only: bool
-) -> NDArray[np.uint8]:
+def _explain(rmp: Rmp, pages: Words, gfns: Words, asid: int, need_bits: np.uint64, large: bool) -> NDArray[np.uint8]:
     covered = pages < U64(rmp.entries)
     entries = np.zeros((len(pages), 2), U64)
     entries[covered] = rmp.effective(pages[covered])
@@ -90,30 +90,23 @@ def _explain(
     checks = [
         (Access.NOT_COVERED, ~covered),
         (Access.NOT_GUEST_OWNED, low & U64(spec.ASSIGNED | spec.ASID) != owner),
-        (Access.REVERSE_MAP, (low & _GFN) >> U64(spec.GFN_SHIFT) != gfns),
+        (Access.REVERSE_MAP, (low & U64(spec.GFN)) >> U64(spec.GFN_SHIFT) != gfns),
         (Access.IMMUTABLE, low & U64(spec.IMMUTABLE) != 0),
+        (Access.PAGE_SIZE, is_large != large),
+        (Access.NOT_VALIDATED, low & U64(spec.VALIDATED) == 0),
+        (Access.VMPL, entries[:, 1] & need_bits != need_bits),
     ]
-    if not owner_only:
-        checks += [
-            (Access.PAGE_SIZE, is_large != large),
-            (Access.NOT_VALIDATED, low & U64(spec.VALIDATED) == 0),
-            (Access.VMPL, entries[:, 1] & need_bits != need_bits),
-        ]
     return np.select([failed for _, failed in checks], [code for code, _ in checks], Access.GRANTED).astype(np.uint8)
 
 
 def check_write(rmp: Rmp, pages: Pages, *, large: bool = False) -> NDArray[np.uint8]:
     """A write by the host, a non-SNP guest or a device, or a shared write of an SNP guest.
 
-    With `large` the page numbers name 2 MB mappings: none of the 512 pages may be assigned.
+    With `large` the pages lie in 2 MB mappings: none of their 512 pages may be assigned, which the first one's
+    entry tells. Inside a 2 MB entry every page's own entry is marked as assigned (RMPUPDATE sees to it).
     """
-    low = rmp.peek(pages)[:, 0]
-    bases, member = regions(pages)
-    heads = rmp.peek(bases)[:, 0]
-    taken = heads & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
-    if large:
-        taken |= heads & U64(spec.SUBPAGES) != 0
-    owned = (low & U64(spec.ASSIGNED) != 0) | taken[member]
+    entries = rmp.peek(page_numbers(pages) & ~LARGE_MASK if large else pages)[:, 0]
+    owned = entries & U64(spec.ASSIGNED | spec.SUBPAGES * large) != 0
     return np.where(owned, Access.NOT_HYPERVISOR_OWNED, Access.GRANTED).astype(np.uint8)
 
 
@@ -129,7 +122,9 @@ def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: i
         return Access.GRANTED if high >> 8 * vmpl & need == need else Access.VMPL
     base = index & ~(2 * PAGES_PER_LARGE - 1)
     if words[base] & (spec.ASSIGNED | spec.LARGE) == spec.ASSIGNED | spec.LARGE:
-        low, high = words[base] + ((page & (PAGES_PER_LARGE - 1)) << spec.GFN_SHIFT), words[base + 1]
+        low = words[base]
+        offset = (page & (PAGES_PER_LARGE - 1)) << spec.GFN_SHIFT
+        low = low & ~spec.GFN | low + offset & spec.GFN
     if low & (spec.ASSIGNED | spec.ASID) != spec.ASSIGNED | asid << spec.ASID_SHIFT:
         return Access.NOT_GUEST_OWNED
     if low & spec.GFN != gfn << spec.GFN_SHIFT:
@@ -138,9 +133,4 @@ def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: i
         return Access.IMMUTABLE
     if low & spec.LARGE:
         return Access.PAGE_SIZE
-    if not low & spec.VALIDATED:
-        return Access.NOT_VALIDATED
-    return Access.VMPL  # the comparison above would have granted everything else
-
-
-_IDENTITY_INT, _GRANTED_FLAGS = int(_IDENTITY), spec.ASSIGNED | spec.VALIDATED
+    return Access.NOT_VALIDATED  # the only bit left in which the entry can differ

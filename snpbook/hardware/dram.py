@@ -9,12 +9,13 @@ read-only: every change goes through `edit`, `write` or `scatter`.
 from __future__ import annotations
 
 import mmap
+import operator
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE, PAGES_PER_LARGE
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -25,9 +26,13 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # in Python's module from 3
 
 
 class Dram:
-    """Installed memory of `size` bytes, a multiple of 2 MB. `mapping=False` uses the dictionary."""
+    """Installed memory of `size` bytes, a multiple of 2 MB. `mapping=False` uses the dictionary.
+
+    Operands are checked before anything changes: `TypeError` or `ValueError` name the argument and the rule.
+    """
 
     def __init__(self, size: int, *, mapping: bool = True) -> None:
+        size = whole("size", size)
         if size <= 0 or size % LARGE_PAGE_SIZE:
             raise ValueError(f"size = {size:#x}: DRAM is a positive multiple of {LARGE_PAGE_SIZE:#x} bytes")
         self.size = size
@@ -43,15 +48,17 @@ class Dram:
         """Whether the whole of memory is one array."""
         return self._flat is not None
 
-    def _check(self, spa: int, size: int) -> None:
+    def _check(self, spa: int, size: int) -> tuple[int, int]:
+        spa, size = whole("spa", spa), whole("size", size)
         if spa < 0 or size < 0 or spa + size > self.size:
             raise ValueError(f"spa = {spa:#x}, size = {size:#x}: outside DRAM of {self.size:#x} bytes")
+        return spa, size
 
     def edit(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Writable pieces of a range, each with its offset in the range: one piece in the mapping,
         pieces within 2 MB regions in the dictionary.
         """
-        self._check(spa, size)
+        spa, size = self._check(spa, size)
         if self._flat is not None:
             yield 0, self._flat[spa : spa + size]
             return
@@ -76,16 +83,23 @@ class Dram:
     def write(self, spa: int, data: bytes | bytearray | memoryview | Bytes) -> None:
         """Store raw bytes."""
         source = np.frombuffer(data, np.uint8)
-        for offset, piece in self.edit(spa, source.size):
+        pieces = list(self.edit(spa, source.size))
+        if len(pieces) > 1:
+            source = source.copy()  # it may be a view of DRAM, which an earlier piece would change
+        for offset, piece in pieces:
             piece[:] = source[offset : offset + piece.size]
 
     def zero(self, spa: int, size: int) -> None:
         """Store zeros in whole pages; the mapping gives their memory back to the system."""
+        spa, size = self._check(spa, size)
         if spa % PAGE_SIZE or size % PAGE_SIZE:
             raise ValueError(f"spa = {spa:#x}, size = {size:#x}: whole pages are zeroed")
-        self._check(spa, size)
-        if self._region is not None:
-            self._region.madvise(mmap.MADV_DONTNEED, spa, size)
+        if self._region is not None and self._flat is not None:
+            first, end = -(-spa // mmap.PAGESIZE) * mmap.PAGESIZE, (spa + size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < end:
+                self._region.madvise(mmap.MADV_DONTNEED, first, end - first)
+            self._flat[spa : min(first, spa + size)] = 0  # the system's own pages may be larger
+            self._flat[max(end, spa) : spa + size] = 0
             return
         for number in range(spa // LARGE_PAGE_SIZE, -(-(spa + size) // LARGE_PAGE_SIZE)):
             if number in self._regions:
@@ -94,6 +108,7 @@ class Dram:
 
     def gather(self, pages: Pages) -> Bytes:
         """Whole 4 KB pages as an array (n, 4096): a read-only view for a run in the mapping, else a copy."""
+        pages = checked_pages("pages", pages, self.size >> PAGE_SHIFT)
         if self._flat is not None:
             table = self._flat.reshape(-1, PAGE_SIZE)
             view = table[as_slice(pages)] if isinstance(pages, range) else table[pages]
@@ -105,7 +120,11 @@ class Dram:
         return result
 
     def scatter(self, pages: Pages, data: Bytes) -> None:
-        """Store whole 4 KB pages from an array (n, 4096)."""
+        """Store whole 4 KB pages from an array (n, 4096). A page named twice keeps the later one."""
+        pages = checked_pages("pages", pages, self.size >> PAGE_SHIFT)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(pages), PAGE_SIZE):
+            found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else repr(data)
+            raise ValueError(f"data = {found}: an array of uint8 ({len(pages)}, {PAGE_SIZE})")
         if self._flat is not None:
             index = as_slice(pages) if isinstance(pages, range) else pages
             self._flat.reshape(-1, PAGE_SIZE)[index] = data
@@ -128,6 +147,8 @@ class Dram:
 
     def _at(self, number: int) -> Bytes:
         if number not in self._regions:
+            if number >= self.size // LARGE_PAGE_SIZE:
+                raise IndexError(f"address {number * LARGE_PAGE_SIZE:#x}: outside DRAM of {self.size:#x} bytes")
             self._regions[number] = np.zeros(LARGE_PAGE_SIZE, np.uint8)
         return self._regions[number]
 
@@ -158,3 +179,33 @@ def page_numbers(pages: Pages) -> Words:
     if isinstance(pages, range):
         return np.arange(pages.start, pages.stop, pages.step, dtype=np.uint64)
     return pages
+
+
+def checked_pages(name: str, pages: Pages, limit: int | None = None) -> Pages:
+    """Page numbers that a user gave: a run as it is, an array of any integer type as uint64.
+
+    `TypeError` where they are no integers, `ValueError` where one is negative or not below `limit`.
+    """
+    if isinstance(pages, range):
+        if pages.step < 1:
+            raise ValueError(f"{name} = {pages}: a run goes upwards")
+        low, high = (pages[0], pages[-1]) if len(pages) else (0, 0)
+    elif isinstance(pages, np.ndarray) and pages.ndim == 1 and pages.dtype.kind in "iu":
+        low = int(pages.min()) if pages.dtype.kind == "i" and len(pages) else 0
+        high = int(pages.max()) if limit is not None and len(pages) else 0
+    else:
+        found = f"{pages.dtype} {pages.shape}" if isinstance(pages, np.ndarray) else repr(pages)
+        raise TypeError(f"{name} = {found}: a range or an array of integers (n,)")
+    if low < 0:
+        raise ValueError(f"{name}: {low} is no page number")
+    if limit is not None and high >= limit and len(pages):
+        raise ValueError(f"{name}: page {high:#x} is beyond the last, {limit - 1:#x}")
+    return pages if isinstance(pages, range) else pages.astype(np.uint64, copy=False)
+
+
+def whole(name: str, value: int) -> int:
+    """`value` as an integer; `TypeError` names the argument."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}: an integer") from None

@@ -9,8 +9,6 @@ from __future__ import annotations
 from operator import index
 
 import numpy as np
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from snpbook.hardware.cipher import BLOCK_SIZE, STEP_PAGES, MemoryKey
 from snpbook.hardware.dram import Bytes, Dram, Pages
@@ -21,16 +19,6 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 
 class MissingKeyError(LookupError):
     """An access under an ASID that has no key: VMRUN would have failed before."""
-
-
-def memory_key(seed: bytes, size: int) -> bytes:
-    """The memory controller's key, `size` bytes, from a guest's 32-byte seed.
-
-    Hardware expands the seed for each memory channel; here one key serves all channels (MODEL).
-    """
-    if len(seed) != 32:
-        raise ValueError(f"seed: a guest's memory seed has 32 bytes, not {len(seed)}")
-    return HKDFExpand(hashes.SHA256(), size, b"sev-vm-encryption-key-0").derive(seed)
 
 
 class MemoryEncryption:

@@ -1,24 +1,27 @@
 """The executor of guest programs written as coroutines: where an `await` may lose the processor.
 
-A program sees a `GuestCpu` only. It must depend on what its awaits returned and on nothing else:
-then the list of those results is its whole place, which RIP counts, and a fresh coroutine fed with
-the list stands where the old one stood.
+A program sees a `GuestCpu` only. It must depend on what its awaits returned or raised and on nothing
+else: then the list of those results is its whole place, which RIP counts, and a fresh coroutine fed
+with the list stands where the old one stood.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from snpbook.hardware.core import Fault, GuestCore
-from snpbook.hardware.exits import Exit, GuestException, Hlt, Shutdown, Vmgexit
+from snpbook.hardware.core import VECTOR_VC, Fault, GuestCore
+from snpbook.hardware.dram import whole
+from snpbook.hardware.exits import Exit, GuestException, Hlt, Npf, Shutdown, Vmgexit
 from snpbook.hardware.instructions import Codes
 from snpbook.hardware.paging import Flags
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
+from snpbook.spec.vmcb import ExitCode
+from snpbook.spec.vmsa import LOADABLE_REGISTERS
 
 
 @dataclass(slots=True)
@@ -90,19 +93,20 @@ class _Pvalidate(Operation):
 
 @dataclass(slots=True)
 class _Msr(Operation):
-    """The GHCB MSR, the only one that a guest reaches without an exit here."""
+    """The GHCB MSR, the only one that a guest reaches without an exit here; others are #VC."""
 
     msr: Msr
     write: int | None = None
     result: int = 0
 
-    def step(self, core: GuestCore) -> None:
+    def step(self, core: GuestCore) -> Fault | None:
         if self.msr is not Msr.GHCB:
-            raise GuestException(29, int(self.msr), 0)
+            return GuestException(VECTOR_VC, ExitCode.MSR, 0)
         if self.write is None:
             self.result = core.ghcb_msr
         else:
             core.ghcb_msr = self.write
+        return None
 
     @property
     def value(self) -> int:
@@ -119,39 +123,48 @@ class _Load(Operation):
 
 @dataclass(slots=True)
 class _Leave(Operation):
-    exit: Exit
-    left: bool = False
+    """An exit after which RIP stands behind the instruction: done as soon as the guest has left."""
 
-    def step(self, core: GuestCore) -> Exit | None:
-        if self.left:
-            return None
-        self.left = True
+    exit: Exit
+
+    def step(self, core: GuestCore) -> Exit:
         return self.exit
 
 
 class GuestCpu:
-    """What a guest program can do. Addresses are guest virtual, which are physical before paging."""
+    """What a guest program can do. Addresses are guest virtual, which are physical before paging.
+
+    Operands that no instruction could have are refused with `ValueError` or `TypeError` where they are given; what
+    the machine refuses comes as a `GuestException` out of the `await`.
+    """
 
     def read(self, address: int, size: int) -> Operation:
         """Bytes at a virtual address."""
-        return _Read(address, size)
+        return _Read(*_range(address, size))
 
     def write(self, address: int, data: bytes) -> Operation:
         """Store bytes at a virtual address."""
-        return _Write(address, data)
+        return _Write(_range(address, len(data))[0], data)
 
     def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
-        """PVALIDATE `count` pages: (return codes, carry flags), one per page."""
-        return _Pvalidate(address, count, validate, large)
+        """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
+        address, _ = _range(address, count * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
+        if address % PAGE_SIZE:
+            raise ValueError(f"address = {address:#x}: PVALIDATE takes a page, a multiple of {PAGE_SIZE:#x}")
+        return _Pvalidate(address, whole("count", count), validate, large)
 
     def rdmsr(self, msr: Msr) -> Operation:
         return _Msr(msr)
 
     def wrmsr(self, msr: Msr, value: int) -> Operation:
-        return _Msr(msr, value)
+        return _Msr(msr, _word("value", value))
 
     def load(self, **registers: int) -> Operation:
-        """Set registers by their VMSA names, such as cr3 or efer."""
+        """Set registers by their VMSA names, such as cr3 or efer: those of `LOADABLE_REGISTERS`."""
+        for name, value in registers.items():
+            if name not in LOADABLE_REGISTERS:
+                raise ValueError(f"{name}: not a register that software loads by its own instructions")
+            _word(name, value)
         return _Load(registers)
 
     def vmgexit(self) -> Operation:
@@ -162,11 +175,28 @@ class GuestCpu:
         return _Leave(Hlt())
 
 
+def _word(name: str, value: int) -> int:
+    if not 0 <= whole(name, value) < 2**64:
+        raise ValueError(f"{name} = {value:#x}: a register holds 64 bits")
+    return value
+
+
+def _range(address: int, size: int) -> tuple[int, int]:
+    address, size = whole("address", address), whole("size", size)
+    if address < 0 or size < 0 or address + size > 2**64:
+        raise ValueError(f"address = {address:#x}, size = {size:#x}: outside the 64-bit address space")
+    return address, size
+
+
+class ProgramFailure(Exception):
+    """A guest program that gave up: the program has ended, the vCPU is halted, and this is its outcome."""
+
+
 Program = Callable[[GuestCpu], Coroutine[Operation, Any, Any]]
 
 
 class CoroutineExecutor:
-    """Runs one program after the other on one vCPU; `outcome` is the last program's return value."""
+    """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`."""
 
     def __init__(self) -> None:
         self.results: list[Any] = []
@@ -181,46 +211,55 @@ class CoroutineExecutor:
     def busy(self) -> bool:
         return self._coroutine is not None
 
-    def start(self, program: Program) -> None:
-        """Load a program; `RuntimeError` while another one runs."""
+    def start(self, program: Program, results: Sequence[Any] = ()) -> None:
+        """Load a program, at the place to which `results` of an earlier run lead: the machine is not touched.
+
+        `RuntimeError` while another one runs.
+        """
         if self._coroutine is not None:
             raise RuntimeError("the vCPU still runs a program: run it to its end first")
-        self._coroutine, self.results, self.outcome = program(GuestCpu()), [], None
-        self._pending = None
+        self._coroutine, self._pending, self.results, self.outcome = program(GuestCpu()), None, [], None
+        for result in results:
+            self._advance()
+            self.results.append(result)
 
     def run(self, core: GuestCore) -> Exit:
-        """Run to the next exit. A finished program leaves the vCPU halted."""
+        """Run to the next exit. A finished program leaves the vCPU halted.
+
+        After a nested page fault the same operation goes on; an exception is raised out of it, and ends the vCPU
+        where the program does not handle it.
+        """
         while self._coroutine is not None:
-            if self._pending is None and not self._advance(None, None):
-                break
-            assert self._pending is not None
-            try:
-                stopped = self._pending.step(core)
-            except GuestException as exception:
-                stopped = exception
-            if isinstance(stopped, GuestException):
-                self.results.append(stopped)
-                try:
-                    if not self._advance(None, stopped):
-                        break
-                except GuestException as unhandled:
-                    self._coroutine = self._pending = None
-                    return Shutdown(f"unhandled exception: {unhandled}")
-            elif stopped is not None:
+            if self._pending is None:
+                unhandled = self._advance()
+                if unhandled is not None:
+                    return unhandled
+                continue
+            stopped = self._pending.step(core)
+            if isinstance(stopped, Npf):
                 return stopped
-            else:
-                self.results.append(self._pending.value)
-                core.registers["rip"] = len(self.results)
-                if not self._advance(self._pending.value, None):
-                    break
+            if isinstance(stopped, GuestException):
+                core.deliver(stopped)
+            self.results.append(stopped if isinstance(stopped, GuestException) else self._pending.value)
+            self._pending = None
+            core.registers["rip"] = len(self.results)
+            if stopped is not None and not isinstance(stopped, GuestException):
+                return stopped
         return Hlt()
 
-    def _advance(self, value: Any, exception: GuestException | None) -> bool:
-        """Give the program a result or an exception; False when it has ended."""
-        assert self._coroutine is not None
+    def _advance(self) -> Shutdown | None:
+        """Hand the program the last result; it ends, or `_pending` is what it awaits next."""
+        coroutine, self._coroutine, self._pending = self._coroutine, None, None
+        assert coroutine is not None
+        last = self.results[-1] if self.results else None
         try:
-            self._pending = self._coroutine.send(value) if exception is None else self._coroutine.throw(exception)
+            pending = coroutine.throw(last) if isinstance(last, GuestException) else coroutine.send(last)
         except StopIteration as end:
-            self.outcome, self._coroutine, self._pending = end.value, None, None
-            return False
-        return True
+            self.outcome = end.value
+        except ProgramFailure as failure:
+            self.outcome = failure
+        except GuestException as unhandled:
+            return Shutdown(f"unhandled exception: {unhandled}")
+        else:
+            self._coroutine, self._pending = coroutine, pending
+        return None

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.checks import Access, check_guest
-from snpbook.hardware.dram import Pages, Words, page_numbers
+from snpbook.hardware.checks import Access, check_guest, check_guest_one
+from snpbook.hardware.dram import Pages, Words, checked_pages, page_numbers, whole
 from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, regions
 from snpbook.spec import rmp as spec
-from snpbook.spec.pages import PAGES_PER_LARGE
+from snpbook.spec.pages import PAGES_PER_LARGE, VmplPermission
 from snpbook.spec.rmp import RmpCode
 
 Codes = NDArray[np.uint8]
@@ -39,7 +39,7 @@ class NewState:
     large: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.asid < 1 << 10:
+        if not 0 <= whole("asid", self.asid) < 1 << 10:
             raise ValueError(f"asid = {self.asid}: an RMP entry holds 10 bits")
 
     @property
@@ -57,8 +57,10 @@ def rmpupdate(rmp: Rmp, pages: Pages, gfns: Pages, new: NewState, in_use: frozen
     """Execute RMPUPDATE for each of `pages` with the guest page number at the same place in `gfns`.
 
     With `new.large` each page number names a 2 MB page. `in_use` are pages that a running guest's
-    VMCB or VMSA occupies. Returns `RmpCode` values (n,). Repeated pages are done in order.
+    VMCB or VMSA occupies. Returns `RmpCode` values (n,). Repeated pages are done in order. `ValueError` or
+    `TypeError` where an operand is no page number; a page without an entry is an architectural failure.
     """
+    pages, gfns = checked_pages("pages", pages), checked_pages("gfns", gfns, spec.GFN_LIMIT)
     if len(gfns) != len(pages):
         raise ValueError(f"gfns has {len(gfns)} pages, pages has {len(pages)}: they must match")
     if len(pages) == 1 and not new.large and not in_use and rmp.words is not None:
@@ -78,6 +80,8 @@ def rmpupdate(rmp: Rmp, pages: Pages, gfns: Pages, new: NewState, in_use: frozen
 
 def _distinct(pages: Words) -> int:
     """The length of the longest prefix in which no page number is repeated."""
+    if (pages[1:] > pages[:-1]).all():
+        return len(pages)
     _, first = np.unique(pages, return_index=True)
     if len(first) == len(pages):
         return len(pages)
@@ -96,7 +100,10 @@ def _common(rmp: Rmp, pages: Pages, new: NewState, in_use: frozenset[int]) -> tu
         refuse(codes, np.ones(len(pages), bool), RmpCode.FAIL_INPUT)
     refuse(codes, places >= U64(rmp.entries), RmpCode.FAIL_INPUT)
     if in_use:
-        refuse(codes, np.isin(places, np.array(sorted(in_use), U64)), RmpCode.FAIL_INUSE)
+        busy, taken = np.array(sorted(in_use), U64), places
+        if new.large:
+            busy, taken = busy & ~LARGE_MASK, places & ~LARGE_MASK
+        refuse(codes, np.isin(taken, busy), RmpCode.FAIL_INUSE)
     refuse(codes, entries[:, 0] & U64(spec.IMMUTABLE) != 0, RmpCode.FAIL_PERMISSION)
     return codes, entries
 
@@ -182,8 +189,9 @@ def rmpupdate_one(rmp: Rmp, page: int, gfn: int, new: NewState) -> int:
 
     Same rules as `rmpupdate`; the property tests hold both equal.
     """
-    words = rmp.words
+    words, counts = rmp.words, rmp.counts
     assert words is not None
+    assert counts is not None
     if (not new.assigned and (new.immutable or new.asid)) or page >= rmp.entries:
         return RmpCode.FAIL_INPUT
     index = 2 * page
@@ -208,19 +216,27 @@ def rmpupdate_one(rmp: Rmp, page: int, gfn: int, new: NewState) -> int:
         words[base] += gain << spec.SUBPAGE_SHIFT
     was = (old & spec.ASID) >> spec.ASID_SHIFT
     if was != new.asid:
-        rmp.count(np.array([was, new.asid]), np.array([-1, 1]))
+        if was:
+            counts[was] -= 1
+        if new.asid:
+            counts[new.asid] += 1
     return RmpCode.SUCCESS
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The outcome of PVALIDATE on a run: `codes` and `unchanged` (CF) for the pages before the first
-    fault, and that fault's check result for page `len(codes)`, or None.
+    """The outcome of PVALIDATE on a run: `codes` and `unchanged` (CF, false where the code is no success) for the
+    pages before the first fault; `checks` are the `Access` values of the page that faults and of those behind it.
     """
 
     codes: Codes
     unchanged: NDArray[np.bool_]
-    fault: Access | None
+    checks: NDArray[np.uint8]
+
+    @property
+    def fault(self) -> Access | None:
+        """The check that failed on page `len(codes)`; None where every page is done."""
+        return Access(int(self.checks[0])) if len(self.checks) else None
 
 
 def pvalidate(rmp: Rmp, pages: Words, gfns: Words, asid: int, validate: bool, large: bool = False) -> Validation:
@@ -228,18 +244,39 @@ def pvalidate(rmp: Rmp, pages: Words, gfns: Words, asid: int, validate: bool, la
 
     Faults stop the run: pages before it are done, it and later ones are untouched.
     """
-    found = check_guest(rmp, pages, gfns, asid, owner_only=True)
-    entries = rmp.effective(pages)
-    is_large = entries[:, 0] & U64(spec.LARGE) != 0
-    if not large:
-        found[(found == Access.GRANTED) & is_large] = Access.PAGE_SIZE
-    stop = int(np.argmax(found != Access.GRANTED)) if found.any() else len(pages)
+    if len(pages) == 1 and not large and rmp.words is not None:
+        carry = pvalidate_one(rmp, int(pages[0]), int(gfns[0]), asid, validate)
+        if isinstance(carry, Access):
+            return Validation(np.empty(0, np.uint8), np.empty(0, bool), np.array([carry], np.uint8))
+        return Validation(np.zeros(1, np.uint8), np.array([carry]), np.empty(0, np.uint8))
+    found = check_guest(rmp, pages, gfns, asid, need=VmplPermission.NONE, large=large)
+    settled = (found == Access.GRANTED) | (found == Access.NOT_VALIDATED)
+    mismatch = large & (found == Access.PAGE_SIZE)
+    faults = ~(settled | mismatch)
+    stop = int(np.argmax(faults)) if faults.any() else len(pages)
 
-    codes = np.where(large & ~is_large[:stop], RmpCode.FAIL_SIZEMISMATCH, RmpCode.SUCCESS).astype(np.uint8)
-    wanted = U64(spec.VALIDATED if validate else 0)
-    unchanged = entries[:stop, 0] & U64(spec.VALIDATED) == wanted
-    done = (codes == RmpCode.SUCCESS) & ~unchanged
-    changed = rmp.load(pages[:stop][done]).copy()
-    changed[:, 0] ^= U64(spec.VALIDATED)
-    rmp.store(pages[:stop][done], changed)
-    return Validation(codes, unchanged, Access(int(found[stop])) if stop < len(pages) else None)
+    settled = settled[:stop]
+    unchanged = settled & ((found[:stop] == Access.GRANTED) == validate)
+    targets = pages[:stop] & ~LARGE_MASK if large else pages[:stop]
+    if not (targets[1:] > targets[:-1]).all():  # a page that comes again finds what its first turn left
+        again = np.ones(stop, bool)
+        again[np.unique(targets, return_index=True)[1]] = False
+        unchanged |= settled & again
+    change = targets[settled & ~unchanged]
+    entries = rmp.load(change).copy()
+    entries[:, 0] ^= U64(spec.VALIDATED)
+    rmp.store(change, entries)
+    codes = np.where(mismatch[:stop], RmpCode.FAIL_SIZEMISMATCH, RmpCode.SUCCESS).astype(np.uint8)
+    return Validation(codes, unchanged, found[stop:])
+
+
+def pvalidate_one(rmp: Rmp, page: int, gfn: int, asid: int, validate: bool) -> bool | Access:
+    """PVALIDATE of one 4 KB page on plain integers: the carry flag, or the check that faults."""
+    found = check_guest_one(rmp, page, gfn, asid, 0, VmplPermission.NONE)
+    if found not in (Access.GRANTED, Access.NOT_VALIDATED):
+        return Access(found)
+    if (found == Access.GRANTED) == validate:
+        return True
+    assert rmp.words is not None
+    rmp.words[2 * page] ^= spec.VALIDATED
+    return False

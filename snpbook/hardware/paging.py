@@ -2,7 +2,7 @@
 
 A nested walk reads raw DRAM; a guest walk reads each table page through the nested tables and the
 guest's key, whatever the C-bit says. Four levels; 4 KB, 2 MB and 1 GB leaves. Accessed and dirty bits
-are not updated (LIMITATIONS). Source: APM2 5.3, 15.25, 15.34.
+are not updated, and no-execute is not looked at (LIMITATIONS). Source: APM2 5.3, 15.25, 15.34.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from snpbook.hardware.dram import Dram, Words
 from snpbook.hardware.rmp import U64
 from snpbook.spec.pages import PAGE_SHIFT
-from snpbook.spec.vmcb import PTE_ADDRESS, PTE_LARGE, PTE_PRESENT, PTE_SIZE, PTE_WRITE, PTES_PER_TABLE
+from snpbook.spec.vmcb import (
+    PTE_ADDRESS,
+    PTE_LARGE,
+    PTE_PRESENT,
+    PTE_SIZE,
+    PTE_USER,
+    PTE_WRITE,
+    PTES_PER_TABLE,
+    FaultError,
+)
 
 _LEVELS = (3, 2, 1, 0)
 _INDEX_BITS = 9
@@ -26,37 +35,48 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class NestedWalk:
-    """Where guest pages lie: system page numbers, and per page present, writable, mapped by a 2 MB leaf."""
+    """Where guest pages lie: system page numbers, and per page whether a 2 MB or 1 GB leaf maps it.
+
+    `faults` says which pages the tables refuse, `errors` their bits PRESENT and RESERVED of `FaultError`.
+    """
 
     pages: Words
-    present: Flags
-    writable: Flags
     large: Flags
+    faults: Flags
+    errors: Words
 
 
-def nested_walk(dram: Dram, root: int, gfns: Words) -> NestedWalk:
-    """Translate guest page numbers through the nested tables at `root`."""
+def nested_walk(dram: Dram, root: int, gfns: Words, write: bool = False) -> NestedWalk:
+    """Translate guest page numbers through the nested tables at `root`.
+
+    Every nested access is a user access (APM2 15.25.5). An entry that leads out of DRAM counts as one with reserved
+    bits set (MODEL).
+    """
     count = len(gfns)
+    needed = U64(PTE_USER | PTE_WRITE * write)
     table = np.full(count, root & PTE_ADDRESS, U64)
     pages = np.zeros(count, U64)
-    open_ = np.ones(count, bool)
-    writable = np.ones(count, bool)
-    large = np.zeros(count, bool)
-    present = np.zeros(count, bool)
+    open_ = gfns >> U64(_INDEX_BITS * len(_LEVELS)) == 0
+    present, refused, large = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
+    reserved = open_ & (table >= dram.size)
     for level in _LEVELS:
+        open_ &= ~reserved
+        table = np.where(open_, table, U64(0))
         shift = U64(_INDEX_BITS * level)
         entries = dram.words(table + ((gfns >> shift) & _INDEX) * U64(PTE_SIZE))
         open_ &= entries & U64(PTE_PRESENT) != 0
-        writable &= ~open_ | (entries & U64(PTE_WRITE) != 0)
+        refused |= open_ & (entries & needed != needed)
         leaf = open_ & ((entries & U64(PTE_LARGE) != 0) if level in (1, 2) else level == 0)
         inside = (U64(1) << shift) - U64(1)
-        frames = (entries & U64(PTE_ADDRESS)) >> U64(PAGE_SHIFT)
+        table = entries & U64(PTE_ADDRESS)
+        frames = table >> U64(PAGE_SHIFT)
         pages = np.where(leaf, frames & ~inside | gfns & inside, pages)
+        reserved |= open_ & (np.where(leaf, pages << U64(PAGE_SHIFT), table) >= dram.size)
         large |= leaf & bool(level)
         present |= leaf
         open_ &= ~leaf
-        table = np.where(open_, entries & U64(PTE_ADDRESS), U64(0))
-    return NestedWalk(pages, present, present & writable, large)
+    errors = U64(FaultError.PRESENT) * (present | reserved) | U64(FaultError.RESERVED) * reserved
+    return NestedWalk(pages, large, ~present | refused | reserved, errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +100,8 @@ def guest_walk(read_table: Callable[[int], Words | object], root: int, c_bit: in
     `read_table(gfn)` gives the 512 entries of a table page, or the fault that reading it caused.
     """
     count = len(virtual)
-    current = np.full(count, (root & PTE_ADDRESS) >> PAGE_SHIFT, U64)
+    address = PTE_ADDRESS & ~(1 << c_bit)
+    current = np.full(count, (root & address) >> PAGE_SHIFT, U64)
     gfns = np.zeros(count, U64)
     private = np.zeros(count, bool)
     open_, writable, present = np.ones(count, bool), np.ones(count, bool), np.zeros(count, bool)
@@ -102,7 +123,7 @@ def guest_walk(read_table: Callable[[int], Words | object], root: int, c_bit: in
         writable &= ~open_ | (entries & U64(PTE_WRITE) != 0)
         leaf = open_ & ((entries & U64(PTE_LARGE) != 0) if level in (1, 2) else level == 0)
         inside = (U64(1) << shift) - U64(1)
-        frames = (entries & U64(PTE_ADDRESS)) >> U64(PAGE_SHIFT)
+        frames = (entries & U64(address)) >> U64(PAGE_SHIFT)
         gfns = np.where(leaf, frames & ~inside | virtual & inside, gfns)
         private |= leaf & (entries >> U64(c_bit) & U64(1) != 0)
         present |= leaf

@@ -14,9 +14,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Dram, Pages, Words, as_slice, page_numbers
+from snpbook.hardware.dram import Dram, Pages, Words, as_slice, checked_pages, page_numbers, whole
 from snpbook.spec import rmp as spec
 from snpbook.spec.layout import Record
+from snpbook.spec.msr import RMP_ADDRESS_MASK
 from snpbook.spec.pages import PAGES_PER_LARGE, PageState
 
 CHUNK = 16384
@@ -43,22 +44,32 @@ class Rmp:
     """The table of a machine. Page numbers beyond `entries` have no entry: Default pages."""
 
     def __init__(self, dram: Dram, where: RmpRange) -> None:
+        if (where.base | where.end + 1) & ~RMP_ADDRESS_MASK or not where.base <= where.end < dram.size:
+            raise ValueError(f"where = {where}: base and end + 1 are multiples of 8 KB inside {dram!r}")
         self.dram, self.where = dram, where
         self.entries = where.entries
         self._first = where.base + spec.BOOKKEEPING_SIZE
         self._table: Words | None = None
         self.words: memoryview | None = None
         """The table as 64-bit words for the one-page path; None in the dictionary."""
+        self.counts: memoryview | None = None
+        """The counters of assigned pages by ASID, likewise."""
         if dram.mapped:
             _, piece = next(dram.edit(self._first, self.entries * spec.ENTRY_SIZE))
             self._table = piece.view("<u8").reshape(-1, 2)
             self.words = piece.data.cast("B").cast("Q")
+            _, piece = next(dram.edit(where.base, spec.BOOKKEEPING_SIZE))
+            self.counts = piece.data.cast("B").cast("Q")
 
     def __repr__(self) -> str:
         return f"Rmp({self.where.base:#x}-{self.where.end:#x}, {self.entries} entries)"
 
     def load(self, pages: Pages) -> Words:
-        """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy."""
+        """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy.
+
+        `ValueError` or `TypeError` where `pages` are no covered pages.
+        """
+        pages = checked_pages("pages", pages, self.entries)
         if self._table is not None:
             return self._table[as_slice(pages) if isinstance(pages, range) else pages]
         numbers = page_numbers(pages)
@@ -66,7 +77,10 @@ class Rmp:
         return np.stack([self.dram.words(address), self.dram.words(address + U64(8))], axis=1)
 
     def store(self, pages: Pages, entries: Words) -> None:
-        """Write raw entries (n, 2) of covered pages; no checks."""
+        """Write raw entries (n, 2) of covered pages, whatever they hold: not an instruction."""
+        pages = checked_pages("pages", pages, self.entries)
+        if entries.shape != (len(pages), 2):
+            raise ValueError(f"entries = {entries.shape}: an array of words ({len(pages)}, 2)")
         if self._table is not None:
             self._table[as_slice(pages) if isinstance(pages, range) else pages] = entries
             return
@@ -82,6 +96,7 @@ class Rmp:
 
     def peek(self, pages: Pages) -> Words:
         """A copy of raw entries (n, 2) of any pages; those without an entry read as zero."""
+        pages = checked_pages("pages", pages)
         if isinstance(pages, range) and len(pages) and pages[-1] < self.entries:
             return self.load(pages).copy()
         places = page_numbers(pages)
@@ -91,25 +106,31 @@ class Rmp:
         return entries
 
     def entry(self, page: int) -> Record:
-        """One entry, decoded."""
-        return spec.RMP_ENTRY.unpack(self.load(np.array([page], U64)).tobytes())
+        """One entry of a covered page, decoded."""
+        page = whole("page", page)
+        return spec.RMP_ENTRY.unpack(self.load(range(page, page + 1)).tobytes())
 
     def effective(self, pages: Words) -> Words:
-        """The entries that answer for pages: inside a 2 MB entry that entry, its GPA moved along.
+        """The entries that answer for covered pages: inside a 2 MB entry that entry, a guest's GPA moved along.
 
-        Source: APM2 15.36.10 (which entry answers: inferred from RMPUPDATE and PSMASH).
+        In the firmware's own entries the field is a tag and stays as it is. Source: APM2 15.36.10 (which entry
+        answers: inferred from RMPUPDATE and PSMASH).
         """
         entries = self.load(pages).copy()
         base = self.load(pages & ~LARGE_MASK)
         large = base[:, 0] & U64(spec.LARGE | spec.ASSIGNED) == U64(spec.LARGE | spec.ASSIGNED)
         if large.any():
+            heads = base[large]
             offset = (pages[large] & LARGE_MASK) << U64(spec.GFN_SHIFT)
-            entries[large] = base[large]
-            entries[large, 0] += offset
+            moved = heads[:, 0] & U64(~spec.GFN & 2**64 - 1) | heads[:, 0] + offset & U64(spec.GFN)
+            heads[:, 0] = np.where(heads[:, 0] & U64(spec.ASID), moved, heads[:, 0])
+            entries[large] = heads
         return entries
 
     def counters(self, asid: int) -> int:
         """Pages of 4 KB assigned to a guest's ASID, from the bookkeeping area."""
+        if not 0 <= whole("asid", asid) < spec.ASID_COUNTERS:
+            raise ValueError(f"asid = {asid}: there are {spec.ASID_COUNTERS} counters")
         return int(self.dram.words(np.array([self.where.base + 8 * asid], U64))[0])
 
     def count(self, asid: NDArray[np.int64], delta: NDArray[np.int64]) -> None:
@@ -121,6 +142,8 @@ class Rmp:
 
     def states(self, pages: range) -> NDArray[np.uint8]:
         """One `PageState` per page of a run, as the firmware would name it; beyond the table Default."""
+        if not isinstance(pages, range) or pages.step != 1 or pages.start < 0:
+            raise ValueError(f"pages = {pages}: a run of page numbers with step 1")
         result = np.full(len(pages), PageState.DEFAULT, np.uint8)
         numbers = np.arange(pages.start, min(pages.stop, self.entries), dtype=U64)
         for start in range(0, len(numbers), CHUNK):

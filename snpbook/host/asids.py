@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from snpbook.host.refusal import check
+from snpbook.host.refusal import KernelError, check
 
 
 class AsidPool:
@@ -23,9 +23,12 @@ class AsidPool:
         return f"AsidPool({len(self._taken)} of {self._limit - 1} taken, {len(self._reclaimable)} to flush)"
 
     def take(self) -> int:
-        """An ASID for a new guest; EBUSY where all belong to living guests."""
+        """An ASID for a new guest; EBUSY where all belong to living guests or the flush failed."""
         if not self._free() and self._reclaimable:
-            self._flush()
+            try:
+                self._flush()
+            except KernelError as error:
+                raise KernelError(errno.EBUSY, "used ASIDs can be flushed", "a flush", str(error)) from error
             self._reclaimable.clear()
         free = self._free()
         check(bool(free), errno.EBUSY, "an SNP ASID is free", f"1..{self._limit - 1}", "none")

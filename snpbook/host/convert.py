@@ -15,9 +15,13 @@ from snpbook.host.kvm import Vcpu, Vm
 from snpbook.spec import ghcb as spec
 from snpbook.spec.ghcb import PSC_ENTRY, PSC_HEADER, MsrCode, PageOperation
 from snpbook.spec.kvm import MemoryAttribute
-from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 
-_PRIVATE = {PageOperation.PRIVATE: MemoryAttribute.PRIVATE, PageOperation.SHARED: MemoryAttribute(0)}
+_ATTRIBUTES: dict[int, MemoryAttribute] = {
+    PageOperation.PRIVATE: MemoryAttribute.PRIVATE,
+    PageOperation.SHARED: MemoryAttribute(0),
+}
+"""What an operation asks for. Others (PSMASH, UNSMASH) count as done without effect, as in KVM 6.12."""
 
 
 def change_page_state(vm: Vm, vcpu: Vcpu) -> None:
@@ -53,7 +57,6 @@ def _convert(vm: Vm, fields: dict[str, np.ndarray[tuple[int], np.dtype[np.uint64
     count = len(fields["gfn"])
     sizes = np.where(fields["page_size"], PAGES_PER_LARGE, 1).astype(np.uint64)
     bad = (fields["cur_page"] > sizes) | (fields["gfn"] % sizes != 0)
-    bad |= ~np.isin(fields["operation"], [int(operation) for operation in PageOperation])
     stop = int(np.argmax(bad)) if bad.any() else count
     begins = fields["gfn"] + fields["cur_page"]
     lengths = sizes - fields["cur_page"]
@@ -63,14 +66,18 @@ def _convert(vm: Vm, fields: dict[str, np.ndarray[tuple[int], np.dtype[np.uint64
     bounds = [0, *(np.flatnonzero(~joined) + 1).tolist(), stop] if stop else []
     for first, last in pairwise(bounds):
         gpa, pages = int(begins[first]) << PAGE_SHIFT, int(lengths[first:last].sum())
-        if pages:
-            operation = PageOperation(int(fields["operation"][first]))
-            vm.set_memory_attributes(gpa, pages << PAGE_SHIFT, _PRIVATE[operation])
+        attributes = _ATTRIBUTES.get(int(fields["operation"][first]))
+        if pages and attributes is not None:
+            vm.set_memory_attributes(gpa, pages << PAGE_SHIFT, attributes)
     return stop, spec.PSC_INVALID_ENTRY if stop < count else 0
 
 
 def change_page_state_by_msr(vm: Vm, vcpu: Vcpu, value: int) -> None:
     """Serve a request of the MSR protocol: one 4 KB page."""
     entry = PSC_ENTRY.unpack(value.to_bytes(8, "little"))
-    vm.set_memory_attributes(entry.gfn << PAGE_SHIFT, 1 << PAGE_SHIFT, _PRIVATE[PageOperation(entry.operation)])
+    attributes = _ATTRIBUTES.get(entry.operation)
+    if attributes is None:
+        answer_msr(vcpu, spec.PAGE_STATE_FAILED | MsrCode.PAGE_STATE)
+        return
+    vm.set_memory_attributes(entry.gfn << PAGE_SHIFT, PAGE_SIZE, attributes)
     answer_msr(vcpu, int(MsrCode.PAGE_STATE))

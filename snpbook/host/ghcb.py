@@ -13,6 +13,7 @@ from typing import Any
 
 from snpbook.host.kvm import RunExit, Vcpu
 from snpbook.host.refusal import KernelError, check
+from snpbook.host.rmp import printk
 from snpbook.spec import ghcb as spec
 from snpbook.spec.ghcb import GHCB, GhcbError, MsrCode, Nae
 from snpbook.spec.kvm import KvmExit
@@ -54,6 +55,8 @@ def _msr_protocol(vcpu: Vcpu, value: int) -> RunExit | None:
         case MsrCode.PAGE_STATE_REQUEST:
             return RunExit(KvmExit.VMGEXIT, {"ghcb_msr": value})
         case MsrCode.TERMINATE:
+            request = spec.TERMINATE.unpack(value.to_bytes(8, "little"))
+            printk(vcpu.vm.cpu, f"SEV-ES guest requested termination: {request.reason_set:#x}:{request.reason:#x}")
             return RunExit(KvmExit.SYSTEM_EVENT, {"ghcb_msr": value})
     return None
 
@@ -102,7 +105,7 @@ def _event(vcpu: Vcpu) -> RunExit | None:
 
 
 def _malformed(ghcb: Record) -> GhcbError | None:
-    """The first thing that is wrong with a GHCB, or None."""
+    """The first thing that is wrong with a GHCB, or None. Of port accesses only plain bytes are modelled (MODEL)."""
     if ghcb.usage:
         return GhcbError.INVALID_USAGE
     needed = ["sw_exit_code", "sw_exit_info_1", "sw_exit_info_2"]
@@ -110,14 +113,23 @@ def _malformed(ghcb: Record) -> GhcbError | None:
         return GhcbError.MISSING_INPUT
     if ghcb.sw_exit_code not in Nae._value2member_map_:
         return GhcbError.INVALID_EVENT
-    if ghcb.sw_exit_code == Nae.IOIO and not spec.is_valid(ghcb.valid_bitmap, "rax"):
-        return GhcbError.MISSING_INPUT
+    if ghcb.sw_exit_code == Nae.IOIO:
+        info = _ioio_info(ghcb)
+        needed = "sw_scratch" if info.is_string else "" if info.is_in else "rax"
+        if needed and not spec.is_valid(ghcb.valid_bitmap, needed):
+            return GhcbError.MISSING_INPUT
+        if info.is_string or not info.size_8:
+            return GhcbError.INVALID_INPUT
     return None
 
 
 def _ioio(vcpu: Vcpu, ghcb: Record) -> RunExit:
-    info = spec.IOIO.unpack(ghcb.sw_exit_info_1.to_bytes(8, "little"))
+    info = _ioio_info(ghcb)
     return RunExit(KvmExit.IO, {"is_in": info.is_in, "port": info.port, "value": ghcb.rax & 0xFF})
+
+
+def _ioio_info(ghcb: Record) -> Record:
+    return spec.IOIO.unpack(ghcb.sw_exit_info_1.to_bytes(8, "little"))
 
 
 def _page_state_change(vcpu: Vcpu, ghcb: Record) -> RunExit:

@@ -20,9 +20,10 @@ from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.instructions import NewState
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.asids import AsidPool
+from snpbook.host.attributes import Flags, PrivatePages
 from snpbook.host.ccp import Ccp
 from snpbook.host.memory import PageAllocator, RestrictedFile, UserMemory, runs
-from snpbook.host.npt import NestedTables
+from snpbook.host.npt import GFN_LIMIT, NestedTables
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, make_shared, printk, rmpupdate
 from snpbook.spec.kvm import KvmExit, MemoryAttribute, SevCommand
@@ -60,6 +61,8 @@ class Vcpu:
     def __init__(self, vm: Vm, number: int, vmcb: int, vmsa: range) -> None:
         self.vm, self.number, self.vmcb, self.vmsa = vm, number, vmcb, vmsa
         self.registers: Record | None = None
+        self.encrypted = False
+        """Whether the launch has taken the registers: from then on they are out of reach."""
         self.executor = CoroutineExecutor()
         self.ghcb_registered = -1
         """The GHCB page that the guest registered, or -1."""
@@ -70,7 +73,7 @@ class Vcpu:
     def set_registers(self, registers: Record) -> None:
         """KVM_SET_SREGS and its kin, in the form of the save area; EINVAL once encrypted."""
         with self.vm.ioctl("KVM_SET_SREGS", vcpu=self.number):
-            check(not self.vm.launched, errno.EINVAL, "registers of an encrypted vCPU are out of reach")
+            check(not self.encrypted, errno.EINVAL, "registers of an encrypted vCPU are out of reach")
             self.registers = registers
 
 
@@ -79,13 +82,17 @@ class Vm:
 
     def __init__(self, cpu: HostCpu, memory: PageAllocator, ccp: Ccp, asids: AsidPool) -> None:
         self.cpu, self._memory, self.ccp, self._asids = cpu, memory, ccp, asids
-        self.asid = asids.take()
+        self.tables = NestedTables(cpu, memory)
+        try:
+            self.asid = asids.take()
+        except KernelError:
+            self.tables.free()
+            raise
         self.slots: dict[int, Memslot] = {}
         self.vcpus: list[Vcpu] = []
         self.gctx: int | None = None
         self.launched = False
-        self.tables = NestedTables(cpu, memory)
-        self._private = np.zeros(0, bool)
+        self._private = PrivatePages()
 
     def __repr__(self) -> str:
         return f"Vm(ASID {self.asid}, {len(self.slots)} slots, {len(self.vcpus)} vCPUs)"
@@ -113,6 +120,7 @@ class Vm:
                 restricted.size >= shared.size, errno.EINVAL, "the file covers the slot", shared.size, restricted.size
             )
             check(number not in self.slots, errno.EINVAL, "a private slot does not change", "a new slot", number)
+            check(gfn + count <= GFN_LIMIT, errno.EINVAL, "the slot is in the guest's address space", GFN_LIMIT, gfn)
             clash = [n for n, s in self.slots.items() if s.gfn < gfn + count and gfn < s.gfn + s.count]
             check(not clash, errno.EEXIST, "slots do not overlap", [], clash)
             self.slots[number] = Memslot(gfn, count, shared, restricted)
@@ -121,20 +129,14 @@ class Vm:
         """The slot that holds a guest page."""
         return next((slot for slot in self.slots.values() if gfn in slot), None)
 
-    def is_private(self, gfns: range) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_private(self, gfns: range) -> Flags:
         """The private attribute of a run of guest pages."""
-        known = self._private[gfns.start : gfns.stop]
-        return np.concatenate([known, np.zeros(len(gfns) - len(known), bool)])
-
-    def _mark(self, gfns: range, private: bool) -> None:
-        if gfns.stop > len(self._private):
-            self._private = np.concatenate([self._private, np.zeros(gfns.stop - len(self._private), bool)])
-        self._private[gfns.start : gfns.stop] = private
+        return self._private.of(gfns)
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: MemoryAttribute) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: shared or private; private pages are assigned in the RMP at once.
 
-        A refused RMPUPDATE is only logged, as in v7: the call still succeeds.
+        A refused RMPUPDATE and a lack of memory are only logged, as in v7: the call still succeeds.
         """
         with self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", gpa=gpa, size=size, attributes=int(attributes)):
             check(not attributes & ~MemoryAttribute.PRIVATE, errno.EINVAL, "attributes", "PRIVATE", attributes)
@@ -142,7 +144,7 @@ class Vm:
             check(aligned, errno.EINVAL, "the range is whole pages", PAGE_SIZE, size)
             gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
             self.tables.zap(gfns.start, len(gfns))
-            self._mark(gfns, bool(attributes & MemoryAttribute.PRIVATE))
+            self._private.mark(gfns, bool(attributes))
             for slot in self.slots.values():
                 part = range(max(gfns.start, slot.gfn), min(gfns.stop, slot.gfn + slot.count))
                 if len(part):
@@ -150,8 +152,8 @@ class Vm:
 
     def _update_attributes(self, slot: Memslot, gfns: range, private: bool) -> None:
         """The SNP hook of v7: pages of the restricted file become the guest's, or the hypervisor's."""
-        frames = slot.restricted.get(range(gfns.start - slot.gfn, gfns.stop - slot.gfn))
         try:
+            frames = slot.restricted.get(range(gfns.start - slot.gfn, gfns.stop - slot.gfn))
             if private:
                 rmpupdate(self.cpu, as_pages(frames), gfns, NewState(assigned=True, asid=self.asid))
             else:
@@ -164,9 +166,11 @@ class Vm:
     def create_vcpu(self, number: int) -> Vcpu:
         """KVM_CREATE_VCPU."""
         with self.ioctl("KVM_CREATE_VCPU", vcpu=number):
-            vmcb = self._memory.allocate(1)[0] << PAGE_SHIFT
+            known = [vcpu.number for vcpu in self.vcpus]
+            check(number not in known, errno.EEXIST, "a vCPU is created once", "a new number", number)
+            pages = self._memory.allocate(2)
+            vmcb, vmsa = pages[0] << PAGE_SHIFT, pages[1:]
             state = {"nested_paging": 1, "sev": 1, "sev_es": 1}
-            vmsa = self._memory.allocate(1)
             control = VMCB.pack(asid=self.asid, nested_cr3=self.tables.root, vmsa_pa=vmsa[0] << PAGE_SHIFT, **state)
             self.cpu.write(vmcb, control)
             vcpu = Vcpu(self, number, vmcb, vmsa)
@@ -177,7 +181,11 @@ class Vm:
         """KVM_SEV_SNP_LAUNCH_START: a context, the launch, the ASID; undone where one of them fails."""
         with self.ioctl(SevCommand.SNP_LAUNCH_START.name, policy=policy):
             check(self.gctx is None, errno.EINVAL, "a guest is launched once", "no context", "a context")
-            gctx = self.ccp.create_context()
+            try:
+                gctx = self.ccp.create_context()
+            except KernelError as error:
+                rule = "a guest context is created"
+                raise KernelError(errno.ENOTTY, rule, "a context", str(error), "SNP", error.firmware) from error
             try:
                 self.ccp.launch_start(gctx, policy, gosvw)
                 self.ccp.activate(gctx, self.asid)
@@ -194,7 +202,11 @@ class Vm:
         with self.ioctl(SevCommand.SNP_LAUNCH_UPDATE.name, gpa=gpa, size=size, type=kind.name):
             check(self.gctx is not None, errno.EINVAL, "the launch has started", "a context", "none")
             assert self.gctx is not None
+            whole = size >= 0 and gpa % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
+            check(whole, errno.EINVAL, "the range is whole pages", PAGE_SIZE, size)
             gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
+            if not gfns:
+                return
             slot = self.slot_of(gfns.start)
             check(slot is not None and gfns[-1] in slot, errno.EINVAL, "the range is in one private slot", "", gpa)
             assert slot is not None
@@ -205,33 +217,46 @@ class Vm:
             self.cpu.write_pages(as_pages(frames), self.cpu.read_pages(as_pages(slot.shared.get(offsets))))
             self._add_pages(frames, gfns, kind)
             self.tables.zap(gfns.start, len(gfns))
-            self._mark(gfns, True)
+            self._private.mark(gfns, True)
 
     def _add_pages(self, frames: np.ndarray[Any, np.dtype[np.uint64]], gfns: range, kind: LaunchPage) -> None:
         assert self.gctx is not None
         pre_guest = NewState(assigned=True, asid=self.asid, immutable=True)
-        rmpupdate(self.cpu, as_pages(frames), gfns, pre_guest)
         try:
+            rmpupdate(self.cpu, as_pages(frames), gfns, pre_guest)
             for _, pages in runs(frames):
                 self.ccp.launch_update(self.gctx, pages, kind)
         except KernelError:
-            for _, pages in runs(frames):
+            for _, pages in runs(frames[is_assigned(self.cpu, frames)]):
                 self.ccp.reclaim(pages)
             raise
 
     def snp_launch_finish(self, host_data: bytes = bytes(32)) -> None:
-        """KVM_SEV_SNP_LAUNCH_FINISH: every vCPU's VMSA, then the firmware's own finish."""
+        """KVM_SEV_SNP_LAUNCH_FINISH: every vCPU's VMSA, then the firmware's own finish.
+
+        One shot: after a failure past the first VMSA it can only answer EINVAL.
+        """
         with self.ioctl(SevCommand.SNP_LAUNCH_FINISH.name, vcpus=len(self.vcpus)):
             check(self.gctx is not None, errno.EINVAL, "the launch has started", "a context", "none")
             assert self.gctx is not None
             for vcpu in self.vcpus:
-                check(vcpu.registers is not None, errno.EINVAL, "each vCPU has registers", vcpu.number, "none")
-                self.cpu.write(vcpu.vmsa[0] << PAGE_SHIFT, bytes(vcpu.registers or b""))
-                gfn = np.array([INITIAL_VMSA_GPA >> PAGE_SHIFT], np.uint64)
-                rmpupdate(self.cpu, vcpu.vmsa, gfn, NewState(assigned=True, asid=self.asid, immutable=True))
-                self.ccp.launch_update(self.gctx, vcpu.vmsa, LaunchPage.VMSA)
+                self._launch_vmsa(self.gctx, vcpu)
             self.ccp.launch_finish(self.gctx, host_data)
             self.launched = True
+
+    def _launch_vmsa(self, gctx: int, vcpu: Vcpu) -> None:
+        """Hand a vCPU's registers to the firmware: from then on its save area is an encrypted page."""
+        check(not vcpu.encrypted, errno.EINVAL, "a vCPU's registers are taken once", "not yet", "encrypted")
+        check(vcpu.registers is not None, errno.EINVAL, "each vCPU has registers", vcpu.number, "none")
+        self.cpu.write(vcpu.vmsa[0] << PAGE_SHIFT, bytes(vcpu.registers or b""))
+        gfn = np.array([INITIAL_VMSA_GPA >> PAGE_SHIFT], np.uint64)
+        rmpupdate(self.cpu, vcpu.vmsa, gfn, NewState(assigned=True, asid=self.asid, immutable=True))
+        try:
+            self.ccp.launch_update(gctx, vcpu.vmsa, LaunchPage.VMSA)
+        except KernelError:
+            self.ccp.reclaim(vcpu.vmsa)
+            raise
+        vcpu.encrypted = True
 
     def destroy(self) -> None:
         """Close the VM: decommission the guest, make its pages the hypervisor's, free everything."""

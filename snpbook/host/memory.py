@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Words, page_numbers
+from snpbook.hardware.dram import Pages, Words, page_numbers
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
@@ -36,19 +36,44 @@ class PageAllocator:
         """`count` consecutive frames; ENOMEM where there are none."""
         for index, run in enumerate(self._free):
             if len(run) >= count:
-                self._free[index] = run[count:]
+                self._free[index : index + 1] = [run[count:]] if len(run) > count else []
                 self.allocated += count
                 return run[:count]
         raise KernelError(errno.ENOMEM, "free host memory", f"{count} pages in a row", self.largest)
+
+    def take(self, count: int) -> Words:
+        """`count` frames, consecutive where there are as many in a row; ENOMEM where there are too few."""
+        check(count <= self.free, errno.ENOMEM, "free host memory", f"{count} pages", self.free)
+        if count <= self.largest:
+            return page_numbers(self.allocate(count))
+        taken: list[range] = []
+        while count:
+            taken.append(self.allocate(min(count, len(self._free[0]))))
+            count -= len(taken[-1])
+        return np.concatenate([page_numbers(pages) for pages in taken])
 
     @property
     def largest(self) -> int:
         """The longest free run, in pages."""
         return max(map(len, self._free), default=0)
 
+    @property
+    def free(self) -> int:
+        """All free pages."""
+        return sum(map(len, self._free))
+
     def release(self, pages: range) -> None:
-        """Give frames back."""
-        self._free = sorted([*self._free, pages], key=lambda run: run.start)
+        """Give frames back; neighbouring runs become one."""
+        start, stop = pages.start, pages.stop
+        kept: list[range] = []
+        for run in self._free:
+            if run.stop == start:
+                start = run.start
+            elif run.start == stop:
+                stop = run.stop
+            else:
+                kept.append(run)
+        self._free = sorted([*kept, range(start, stop)], key=lambda run: run.start)
         self.allocated -= len(pages)
 
 
@@ -73,9 +98,9 @@ class PageFile:
         frames = self._frames[offsets.start : offsets.stop]
         missing = np.flatnonzero(frames == _ABSENT)
         if len(missing):
-            fresh = self._allocator.allocate(len(missing))
-            frames[missing] = page_numbers(fresh)
-            self._prepare(fresh)
+            fresh = self._allocator.take(len(missing))
+            frames[missing] = fresh
+            self._prepare(as_pages(fresh))
         return frames
 
     def close(self) -> None:
@@ -86,7 +111,7 @@ class PageFile:
             self._allocator.release(pages)
         self._frames[:] = _ABSENT
 
-    def _prepare(self, pages: range) -> None:
+    def _prepare(self, pages: Pages) -> None:
         """What is done with new pages before anyone sees them: nothing, for a restricted file."""
 
 
@@ -97,7 +122,7 @@ class RestrictedFile(PageFile):
 class UserMemory(PageFile):
     """Anonymous memory of the VMM: what the guest sees as shared pages."""
 
-    def _prepare(self, pages: range) -> None:
+    def _prepare(self, pages: Pages) -> None:
         self.cpu.write_pages(pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
 
     def read(self, offset: int, size: int) -> bytes:

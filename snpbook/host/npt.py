@@ -15,6 +15,8 @@ from snpbook.spec.vmcb import PTE_ADDRESS, PTE_PRESENT, PTE_SIZE, PTE_USER, PTE_
 
 _LEVELS = 4
 _INDEX_BITS = 9
+GFN_LIMIT = PTES_PER_TABLE**_LEVELS
+"""Guest page numbers that four levels reach."""
 _RIGHTS = PTE_PRESENT | PTE_WRITE | PTE_USER
 
 

@@ -14,6 +14,7 @@ from snpbook.host.ghcb import complete
 from snpbook.host.kernel import Kernel
 from snpbook.host.kvm import Vcpu, Vm
 from snpbook.host.memory import UserMemory
+from snpbook.host.refusal import KernelError
 from snpbook.host.run import PRIVATE_FAULT, run
 from snpbook.spec import kvm as spec
 from snpbook.spec.ghcb import MSR_CODE_MASK
@@ -59,8 +60,12 @@ class Vmm:
         self._signature = vcpu_signature
         self.vm: Vm = kernel.kvm.create_vm()
         self._cmos_index = 0
-        self._add_memory(kernel, image)
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(number) for number in range(vcpus)]
+        try:
+            self._add_memory(kernel, image)
+            self.vcpus: list[Vcpu] = [self.vm.create_vcpu(number) for number in range(vcpus)]
+        except KernelError:
+            self.vm.destroy()
+            raise
 
     def __repr__(self) -> str:
         return f"Vmm({self.memory >> 20} MiB, {len(self.vcpus)} vCPUs, {self.image!r})"
@@ -156,7 +161,7 @@ def _check(image: Image, memory: int, vcpus: int, boot: DirectBoot | None) -> No
         raise VmmError(f"vcpus = {vcpus}: a guest has at least one vCPU")
     if memory % PAGE_SIZE or memory <= 0:
         raise VmmError(f"memory = {memory:#x}: the size of memory is a multiple of {PAGE_SIZE} bytes")
-    need = max((section.gpa + section.size for section in image.sections), default=spec.ONE_MIB)
+    need = max([spec.ONE_MIB, *(section.gpa + section.size for section in image.sections)])
     if memory < need:
         raise VmmError(f"memory = {memory:#x}: the image places sections up to {need:#x}")
     if boot and not image.sections_of(SectionType.KERNEL_HASHES):

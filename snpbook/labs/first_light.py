@@ -40,6 +40,22 @@ class Lab:
         """A guest with the sample firmware image."""
         return self.system.create_vm(memory=memory, vcpus=vcpus)
 
+    def page_of(self, guest: Guest, gpa: int) -> int:
+        """The page frame that holds a private page of the guest."""
+        slot = guest.vmm.vm.slot_of(gpa >> PAGE_SHIFT)
+        if slot is None:
+            raise ValueError(f"gpa {gpa:#x} is no memory of the guest")
+        offset = (gpa >> PAGE_SHIFT) - slot.gfn
+        return int(slot.restricted.get(range(offset, offset + 1))[0])
+
+    def host_reads(self, pfn: int, size: int = 32) -> bytes:
+        """What the host finds at the start of a page."""
+        return self.system.host.cpu.read(pfn << PAGE_SHIFT, size)
+
+    def host_writes(self, pfn: int, data: bytes) -> None:
+        """The host's attempt to write to a page; `HostPageFault` where the page is not its own."""
+        self.system.host.cpu.write(pfn << PAGE_SHIFT, data)
+
     def firmware_log(self, *commands: Command) -> Static:
         """What the secure processor was asked, one row for a run of pages; of `commands` only, if given."""
         names = {command.name for command in commands}

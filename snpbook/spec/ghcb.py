@@ -166,3 +166,5 @@ class PageOperation(IntEnum):
 PSC_INVALID_HEADER = 1 << 32 | 1
 PSC_INVALID_ENTRY = 1 << 32 | 2
 PSC_FAILURE = 0x100 << 32
+PAGE_STATE_FAILED = 1 << 63
+"""Added to MSR code PAGE_STATE where the hypervisor did not change the page (KVM's value)."""

@@ -62,6 +62,7 @@ ASID = _mask("asid")
 ASID_SHIFT = RMP_ENTRY.fields["asid"].lo
 VMSA = _mask("vmsa")
 VALIDATED = _mask("validated")
+GFN_LIMIT = 1 << RMP_ENTRY.fields["gfn"].width
 LOCK = _mask("lock")
 
 GFN_TAG_SHIFT = 36

@@ -61,6 +61,13 @@ VMSA = Layout(
     ],
 )
 
+LOADABLE_REGISTERS = frozenset(
+    "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rflags cr0 cr2 cr3 cr4 efer dr0 dr1 dr2 dr3 dr6 dr7 "
+    "star lstar cstar sfmask kernel_gs_base sysenter_cs sysenter_esp sysenter_eip g_pat xss xcr0 spec_ctrl s_cet u_cet "
+    "ssp pl0_ssp pl1_ssp pl2_ssp pl3_ssp isst_addr".split()
+)
+"""Registers that software at CPL 0 loads by its own instructions; VMPL, SEV_FEATURES and the like are not among them."""
+
 UNMEASURED_FROM, UNMEASURED_TO = VMSA.offset("guest_tsc_scale"), VMSA.offset("reg_prot_nonce")
 """GUEST_TSC_SCALE and GUEST_TSC_OFFSET count as zero in the measurement of a VMSA page."""
 
@@ -73,7 +80,7 @@ BSP_RESET_EIP = 0xFFFFFFF0
 
 SNP_ACTIVE = 0x1
 EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 0x100, 0x400, 0x800, 0x1000
-CR0_PE, CR0_ET, CR0_PG = 0x1, 0x10, 0x80000000
+CR0_PE, CR0_ET, CR0_WP, CR0_PG = 0x1, 0x10, 0x10000, 0x80000000
 CR4_PAE, CR4_MCE = 0x20, 0x40
 
 

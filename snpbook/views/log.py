@@ -1,7 +1,7 @@
 """The log of a run: what the parties did, one row per command, a run of pages folded into one row.
 
-Rows are read off the trace's events; parameters of a firmware command that are zero are left out. A vector operation unfolds to its single steps where the reader asks for it, in a
-`details` element that needs no script.
+Rows are read off the trace's events; parameters of a firmware command that are zero are left out. A vector operation
+unfolds to its single steps where the reader asks for it, in a `details` element that needs no script.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,8 +63,7 @@ def _words(event: Event) -> tuple[str, str, str, str, str, bool]:
         case Instruction():
             return event.actor, "RMP", event.name, _pages(event.pages), *_codes(event.status)
         case FirmwareCommand():
-            given = {name: value for name, value in event.arguments.items() if any(value) if isinstance(value, bytes) else value}
-            detail = _arguments(given) if event.pages is None else _pages(event.pages)
+            detail = _arguments(event.arguments, zeros=False) if event.pages is None else _pages(event.pages)
             answer = Status(event.status).name + (f": {event.reason}" if event.reason else "")
             return "kernel", "AMD-SP", event.name, detail, answer, event.status == Status.SUCCESS
         case Ioctl():
@@ -128,8 +127,13 @@ def _pages(pages: Any) -> str:
     return f"pfn {first:#x}..{last:#x}{scattered}"
 
 
-def _arguments(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {show(value)}" for name, value in arguments.items())
+def _arguments(arguments: Mapping[str, Any], *, zeros: bool = True) -> str:
+    given = {name: value for name, value in arguments.items() if zeros or _is_set(value)}
+    return ", ".join(f"{name} {show(value)}" for name, value in given.items())
+
+
+def _is_set(value: object) -> bool:
+    return any(value) if isinstance(value, bytes) else bool(value)
 
 
 def _codes(status: Any) -> tuple[str, bool]:

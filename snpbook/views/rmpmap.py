@@ -4,7 +4,8 @@ A map of a million pages keeps a bounded size: a cell then stands for a power of
 particular state among them (the order of `palette.PAGES`). The live map in `widgets` speaks with this file's words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ States = NDArray[np.uint8]
 LABEL = "{title}, {pages} pages: cursor at pfn {pfn}, {state}"
 """What a screen reader says of the live map; the browser fills the same template while the cursor moves."""
 
-CELLS = 1536
+CELLS = 1024
 """The largest number of cells in a picture."""
 
 RUNS = 24
@@ -50,11 +51,11 @@ def census(states: States) -> Mapping[PageState, int]:
     return {state: int(counts[state]) for state in PAGES if counts[state]}
 
 
-def runs(states: States) -> list[tuple[int, int, PageState]]:
+def runs(states: States) -> Iterator[tuple[int, int, PageState]]:
     """Runs of equal state: (first index, number of pages, state), in order."""
-    starts = np.flatnonzero(np.diff(states, prepend=states[:1] ^ 1)) if len(states) else np.empty(0, np.intp)
-    ends = np.append(starts[1:], len(states))
-    return [(int(a), int(b - a), PageState(int(states[a]))) for a, b in zip(starts, ends, strict=True)]
+    starts = np.flatnonzero(np.append(True, states[1:] != states[:-1])[: len(states)])
+    for start, end in zip(starts, np.append(starts[1:], len(states)), strict=False):
+        yield int(start), int(end - start), PageState(int(states[start]))
 
 
 def label(states: States, first_pfn: int, cursor: int, title: str) -> str:
@@ -90,14 +91,14 @@ def _legend(states: States, title: str, per: int) -> str:
 
 
 def _list(states: States, first_pfn: int) -> str:
-    found = runs(states)
+    total = int(np.count_nonzero(states[1:] != states[:-1])) + 1
     rows = [
         (f"{first_pfn + start:#x}..{first_pfn + start + count - 1:#x}", f"{count:,}", PAGES[state].label)
-        for start, count, state in found[:RUNS]
+        for start, count, state in islice(runs(states), RUNS)
     ]
-    rest = f"and {len(found) - RUNS:,} runs more" if len(found) > RUNS else ""
+    rest = f"and {total - RUNS:,} runs more" if total > RUNS else ""
     listing = table("Runs of pages", ["pfn", "pages", "state"], rows, mono=["pfn", "pages"], note=rest)
-    return f"<details><summary>{len(found):,} runs of pages</summary>{listing.html}</details>"
+    return f"<details><summary>{total:,} runs of pages</summary>{listing.html}</details>"
 
 
 def _picture(states: States, first_pfn: int, per: int) -> str:

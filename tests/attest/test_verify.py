@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import Version
 
 from snpbook.attest.certs import Certificate
 from snpbook.attest.chain import MissingCertificate
@@ -103,6 +104,14 @@ def test_order_and_surplus_of_certificates_do_not_matter() -> None:
             assert verified.chain.vek == real_certificates(name)[0]
 
 
+def test_of_several_veks_the_one_that_fits_is_chosen_and_of_these_the_latest() -> None:
+    others = [GOOD.but(extensions=milan_extensions(tcb)).vek for tcb in ((3, 0, 8, 0xDD), (4, 0, 8, 0xDE))]
+    old = GOOD.but(expires=NOW - timedelta(days=1)).vek
+    for chip in (CHIP_ID, bytes(64)):
+        pool = [*others, old, GOOD.vek, *others, GOOD.ask, GOOD.ark]
+        assert verify(GOOD.report(chip_id=chip), pool, GOOD.roots, NOW).chain.vek == GOOD.vek
+
+
 def test_a_chain_of_our_own_is_genuine_where_its_root_is_trusted() -> None:
     verified = verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW)
     assert repr(verified) == "<VerifiedReport of milan, roots own, 0000000000000000..>"
@@ -183,6 +192,18 @@ def test_reserved_bits_are_refused_by_place(offset: int) -> None:
 )
 def test_a_chain_with_a_defect(defect: dict[str, object], check: str) -> None:
     assert judged(GOOD.but(**defect)) == check
+
+
+def test_every_link_is_judged_by_itself() -> None:
+    report, roots = GOOD.report(), GOOD.roots
+    old, foreign = GOOD.but(expires=NOW - timedelta(seconds=1)), GOOD.but(ask_key=toy_key("asvk"))
+    for pool, check in (
+        ([old.vek, GOOD.ask, GOOD.ark], "chain.vek.dates"),
+        ([GOOD.vek, old.ask, GOOD.ark], "chain.intermediate.dates"),
+        ([foreign.vek, GOOD.ask, GOOD.ark], "chain.vek.signature"),
+        ([replace(GOOD.vek, version=Version.v1), GOOD.ask, GOOD.ark], "vek.version"),
+    ):
+        assert failed_check(report, pool, roots) == check
 
 
 EXTENSIONS = {
@@ -292,12 +313,15 @@ def test_roots_that_bring_their_certificate_complete_a_chain() -> None:
     assert verify(GOOD.report(), [GOOD.vek, GOOD.ask], roots, NOW).roots == "mine"
 
 
-@pytest.mark.parametrize("component", [0, 1 << 384, (1 << 576) - 1])
-def test_impossible_signature_components(component: int) -> None:
+@pytest.mark.parametrize(
+    ("component", "check"),
+    [(0, "report.signature"), (1 << 384, "report.signature.form"), ((1 << 576) - 1, "report.signature.form")],
+)
+def test_impossible_signature_components(component: int, check: str) -> None:
     for at in (SIGNED_SIZE, SIGNED_SIZE + 72):
         report = bytearray(GOOD.report())
         report[at : at + 72] = component.to_bytes(72, "little")
-        assert failed_check(bytes(report), GOOD.certificates, GOOD.roots).startswith("report.signature")
+        assert failed_check(bytes(report), GOOD.certificates, GOOD.roots) == check
 
 
 def test_a_report_of_another_length_is_malformed() -> None:

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snpbook.cli.main import main
-from snpbook.spec.resources import resource
 from snpbook.spec.vmsa import VCPU_TYPES
 from tests.attest import oracle
 from tests.attest import ovmf_images as ovmf
@@ -263,9 +262,3 @@ def test_a_real_process_loads_neither_numpy_nor_cryptography(tmp_path: Path) -> 
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (0, oracle.measure(arguments[1:]))
-
-
-def test_the_sample_firmware_ships_with_the_package() -> None:
-    if not SAMPLE.is_file():
-        pytest.skip("the sample image is not built yet")
-    assert resource("data", "firmware", "sample.fd") == SAMPLE

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from snpbook.firmware.keys import VCEK_LABEL, VLEK_LABEL, Chip, attestation_key, hashstick, kdf, sign_report
+from snpbook.firmware.keys import VCEK_LABEL, VLEK_LABEL, Chip, attestation_key, hashstick, kdf, memory_key, sign_report
 from snpbook.spec.policy import Tcb
 
 TCB = Tcb(bootloader=3, tee=0, snp=8, microcode=0x73)
@@ -148,3 +148,10 @@ def test_an_unknown_product_is_named() -> None:
 def test_importing_keys_and_ca_loads_no_x509() -> None:
     code = "import sys, snpbook.firmware.keys, snpbook.vendor.ca; print('cryptography.x509' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_memory_keys_differ_by_guest_and_length_of_key_is_bound() -> None:
+    assert memory_key(bytes(32), 16) == kdf(bytes(32), "sev-vm-encryption-key-0", bytes(4), 16)
+    assert memory_key(bytes(32), 64)[:16] != memory_key(bytes(32), 16)
+    assert memory_key(bytes(32), 64)[:32] != memory_key(bytes(32), 64)[32:]
+    assert memory_key(bytes(32), 16) != memory_key(b"\1" * 32, 16)

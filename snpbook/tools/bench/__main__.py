@@ -15,22 +15,22 @@ from snpbook.tools.bench.measure import STEADY, Measurement, NotMeasurableError,
 
 ROWS = [*encryption.ROWS, *launch.ROWS]
 
+_FILE_WIDTH = 120  # of the table where no terminal sets one
+
+Outcome = Measurement | NotMeasurableError
+
 
 def chosen(only: str) -> list[Row]:
-    """The rows whose names start with one of the comma-separated names; all for an empty text.
+    """The rows whose names start with one of the comma-separated names, in any case; all for an empty text.
 
     Raises `click.UsageError` for a name that no row has.
     """
-    names = [name.strip().upper() for name in only.split(",")] if only else [""]
+    names = [name.strip().casefold() for name in only.split(",")]
+    known = sorted({row.name for row in ROWS})
     for name in names:
-        if not any(row.name.startswith(name) for row in ROWS):
-            raise click.UsageError(
-                f"--only: there is no row {name!r}; rows: {', '.join(sorted({r.name for r in ROWS}))}"
-            )
-    return [row for row in ROWS if row.name.startswith(tuple(names))]
-
-
-Outcome = Measurement | NotMeasurableError
+        if not any(row.casefold().startswith(name) for row in known):
+            raise click.UsageError(f"--only: no row is called {name!r}; rows: {', '.join(known)}")
+    return [row for row in ROWS if row.name.casefold().startswith(tuple(names))]
 
 
 def verdict(row: Row, outcome: Outcome) -> str:
@@ -51,7 +51,7 @@ def table(outcomes: Iterable[tuple[Row, Outcome]]) -> Table:
         style = "green" if text.startswith("holds") else "bold red"
         figures = ["", "", "", ""]
         if isinstance(outcome, Measurement):
-            times = [f"{seconds * 1e6:.4g}" for seconds in (outcome.candidate, outcome.reference)]
+            times = [f"{seconds * 1e6:.2f}" for seconds in (outcome.candidate, outcome.reference)]
             figures = [f"{outcome.ratio:.3g}", *times, f"{outcome.spread:.2f}"]
         result.add_row(row.name, row.title, str(row.gate), *figures, text, style=style)
     return result
@@ -61,11 +61,11 @@ def remarks(outcomes: Iterable[tuple[Row, Outcome]]) -> Iterable[str]:
     """What the table does not say: why a row was not measured, what noise means."""
     for row, outcome in outcomes:
         if isinstance(outcome, NotMeasurableError):
-            yield f"{row.name} not measured: {outcome}"
+            yield f"{row.name} ({row.title}) not measured: {outcome}"
         elif outcome.noisy:
             yield (
-                f"{row.name} noisy: twice the reference itself varied more than {STEADY}-fold. "
-                f"On a quieter machine: python -m snpbook.tools.bench --only {row.name}"
+                f"{row.name} ({row.title}) noisy: twice the reference itself varied more than {STEADY}-fold. "
+                f"Measure it on a quieter machine: python -m snpbook.tools.bench --only {row.name}"
             )
 
 
@@ -84,11 +84,12 @@ def main(only: str) -> None:
             except NotMeasurableError as reason:
                 outcomes.append((row, reason))
             progress.advance(task)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
     console.print(table(outcomes))
     for remark in remarks(outcomes):
         console.print(remark, highlight=False)
-    sys.exit(not all(verdict(row, outcome).startswith("holds") for row, outcome in outcomes))
+    held = all(verdict(row, outcome).startswith("holds") for row, outcome in outcomes)
+    sys.exit(0 if held else 1)
 
 
 if __name__ == "__main__":

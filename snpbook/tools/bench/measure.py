@@ -39,7 +39,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What must hold: the candidate has at least `bound` times the reference's speed, or takes at most that much time."""
+    """What must hold: at least `bound` times the reference's speed, or at most so many times its time."""
 
     bound: float
     compares_speed: bool

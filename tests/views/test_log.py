@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from snpbook.spec.rmp import RmpCode
+from snpbook.spec.status import Status
+from snpbook.trace import Encryption, Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
+from snpbook.views.log import STEPS, log, rows, steps
+from tests.views.reading import read
+
+TIMES = "\u00d7"
+
+
+def rmpupdate(pages: int, *, failed: int = 0, first: int = 0x800) -> Instruction:
+    status = np.zeros(pages, np.uint8)
+    status[:failed] = RmpCode.FAIL_INUSE
+    words = np.zeros((pages, 2), np.uint64)
+    return Instruction(
+        name="RMPUPDATE", actor="host", pages=range(first, first + pages), status=status, before=words, after=words
+    )
+
+
+EVENTS: list[Event] = [
+    Message(source="kernel", text="SEV-SNP enabled <b>"),
+    Ioctl(device="kvm", name="KVM_CREATE_VM", arguments={"asid": 1}),
+    rmpupdate(512),
+    FirmwareCommand(name="SNP_LAUNCH_UPDATE", status=Status.SUCCESS, pages=range(0x800, 0xA00)),
+    FirmwareCommand(
+        name="SNP_LAUNCH_FINISH", status=Status.INVALID_PAGE_STATE, reason="not Pre-Guest",
+        arguments={"gctx_paddr": 0x5000, "id_block_en": 0, "host_data": bytes(32)},
+    ),
+    VmExit(vcpu=0, reason="NPF", detail={"gpa": 0x1000}, pages=3),
+]  # fmt: skip
+
+
+def test_a_run_is_one_row() -> None:
+    text = log(EVENTS).text.splitlines()
+    assert len(text) == 3 + len(EVENTS)
+    assert text[5].split() == ["3", "host", "RMP", "RMPUPDATE", TIMES, "512", "pfn", "0x800..0x9ff", "ok"]
+    assert f"SNP_LAUNCH_UPDATE  {TIMES} 512" in text[6]
+    assert text[7].split(maxsplit=4)[4].split(maxsplit=2) == [
+        "gctx_paddr",
+        "0x5000",
+        "✗ INVALID_PAGE_STATE: not Pre-Guest",
+    ]
+
+
+def test_html_escapes_and_unfolds() -> None:
+    html = log(EVENTS).html
+    page = read(html)
+    assert page.tables == ["Log"]
+    assert "SEV-SNP enabled <b>" in page.words
+    assert html.count("<details>") == 2
+    assert f"and {512 - STEPS} more" in page.words
+
+
+def test_steps_carry_their_own_answers() -> None:
+    single = list(steps(rmpupdate(4, failed=1)))
+    assert [row.detail for row in single] == ["pfn 0x800", "pfn 0x801", "pfn 0x802", "pfn 0x803"]
+    assert [row.ok for row in single] == [False, True, True, True]
+    assert sum(row.count for row in single) == 4
+    (row,) = rows([rmpupdate(4, failed=1)])
+    assert (row.ok, row.result) == (False, f"SUCCESS {TIMES} 3, FAIL_INUSE {TIMES} 1")
+
+
+def test_scattered_pages_are_told_by_ends_and_number() -> None:
+    event = FirmwareCommand(name="SNP_PAGE_RECLAIM", status=0, pages=np.array([5, 9, 300]))
+    assert rows([event])[0].detail == "pfn 0x5..0x12c, 3 pages"
+
+
+def test_accesses_of_one_asid_are_summed() -> None:
+    moved = [Encryption(operation="write", asid=asid, spa=0, size=4096) for asid in (1, 1, 1, 2)]
+    found = rows([*moved, EVENTS[0], moved[0]])
+    assert [(row.count, row.detail) for row in found if row.target == "engine"] == [
+        (3, "ASID 1, 12 KiB"), (1, "ASID 2, 4 KiB"), (1, "ASID 1, 4 KiB"),
+    ]  # fmt: skip
+
+
+def test_an_unknown_event_is_refused() -> None:
+    with pytest.raises(TypeError, match="no words for Event"):
+        rows([Event()])
