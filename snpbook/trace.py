@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from snpbook.spec.pages import PAGES_PER_LARGE
+from snpbook.spec.rmp import LARGE, VALIDATED
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -187,7 +190,7 @@ def _brief(value: Any) -> str:
 
 
 def _newly_validated(event: Instruction) -> int:
-    """Pages of 4 KB that a PVALIDATE run turned from not validated to validated (RMP word 0, bit 62)."""
-    step = event.pages.step if isinstance(event.pages, range) else 1
-    became = (event.after[:, 0] & ~event.before[:, 0]) >> event.after.dtype.type(62) & event.after.dtype.type(1)
-    return int(became.sum()) * step
+    """Pages of 4 KB that a PVALIDATE run turned from not validated to validated."""
+    low, word = event.after[:, 0], event.after.dtype.type
+    became = low & ~event.before[:, 0] & word(VALIDATED) != 0
+    return int(became.sum()) + (PAGES_PER_LARGE - 1) * int((became & (low & word(LARGE) != 0)).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -48,9 +48,12 @@ def counting_rng(seed: bytes = b"") -> Callable[[int], bytes]:
 
 
 class Board:
-    """A machine of 64 MiB as the BIOS leaves it, its secure processor powered on, and a host CPU to poke at both."""
+    """A machine of 64 MiB as the BIOS leaves it, its secure processor powered on, and a host CPU to poke at both.
 
-    def __init__(self, name: str = "milan", *, cores: int = 2, installed: int = 64 * MIB, mapping: bool = True) -> None:
+    Its memory is the dictionary, of which only what was touched need be compared.
+    """
+
+    def __init__(self, name: str = "milan", *, cores: int = 2, installed: int = 64 * MIB, mapping: bool = False) -> None:
         self.log = Recorder()
         trace = Trace()
         trace.subscribe(self.log)
@@ -109,10 +112,11 @@ class Board:
         return self
 
     def assign(self, spa: int, new: NewState, gpa: int = 0, count: int = 1) -> None:
-        """RMPUPDATE pages from `spa` on, which must succeed."""
+        """RMPUPDATE pages from `spa` on, which must succeed; pages of no guest have no guest address."""
         step = 512 if new.large else 1
-        pages, gfns = range(spa >> 12, (spa >> 12) + count * step, step), range(gpa >> 12, (gpa >> 12) + count * step, step)
-        codes = self.cpu.rmpupdate(pages, np.asarray(gfns, np.uint64), new)
+        pages = range(spa >> 12, (spa >> 12) + count * step, step)
+        gfns = np.arange(count, dtype=np.uint64) * np.uint64(step) + np.uint64(gpa >> 12)
+        codes = self.cpu.rmpupdate(pages, gfns if new.asid else np.zeros(count, np.uint64), new)
         assert not codes.any(), codes
 
     def create(self, gctx: int = GCTX) -> None:
@@ -145,22 +149,25 @@ class Board:
 class World:
     """Everything that a machine and its secure processor remember; `==` compares every byte."""
 
-    dram: NDArray[np.uint8]
-    rest: tuple[Any, ...] = field(default=())
+    memory: dict[int, NDArray[np.uint8]]
+    rest: tuple[Any, ...]
 
     @classmethod
     def of(cls, board: Board) -> World:
         machine, psp = board.machine, board.psp
-        dram = np.concatenate([piece for _, piece in machine.dram.pieces(0, machine.dram.size)])
+        regions = machine.dram._regions  # asking for them would make the missing ones
+        memory = {number: region.copy() for number, region in regions.items() if region.any()}
         cores = [(core.wbinvd_done, {msr: core.rdmsr(msr) for msr in (Msr.SYSCFG, Msr.HWCR)}) for core in machine.cores]
         keys = [asid for asid in range(1024) if machine.encryption.has_key(asid)]
         rest = (
             psp.state, psp.rmp_built, psp.guest_count, psp.current_tcb, psp.committed_tcb, psp.asids.states.tobytes(),
             sorted(machine.runnable), cores, keys,
         )  # fmt: skip
-        return cls(dram, rest)
+        return cls(memory, rest)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, World) and self.rest == other.rest and np.array_equal(self.dram, other.dram)
+        if not isinstance(other, World) or self.rest != other.rest or self.memory.keys() != other.memory.keys():
+            return False
+        return all(np.array_equal(region, other.memory[number]) for number, region in self.memory.items())
 
     __hash__ = None  # type: ignore[assignment]

@@ -170,7 +170,9 @@ class GuestCore:
         if found.fault is not None:
             return found.fault
         if len(np.unique(found.pages)) < len(found.pages):  # one page by several names: in the order of the addresses
-            for start, stop in pairwise([0, *range(-address % PAGE_SIZE or PAGE_SIZE, len(data), PAGE_SIZE), len(data)]):
+            for start, stop in pairwise(
+                [0, *range(-address % PAGE_SIZE or PAGE_SIZE, len(data), PAGE_SIZE), len(data)]
+            ):
                 self.write(address + start, data[start:stop])
             return None
         content = np.array(self._load(found))

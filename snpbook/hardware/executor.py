@@ -148,10 +148,10 @@ class GuestCpu:
 
     def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
         """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
-        address, _ = _range(address, count * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
+        address, _ = _range(address, whole("count", count) * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
         if address % PAGE_SIZE:
             raise ValueError(f"address = {address:#x}: PVALIDATE takes a page, a multiple of {PAGE_SIZE:#x}")
-        return _Pvalidate(address, whole("count", count), validate, large)
+        return _Pvalidate(address, count, validate, large)
 
     def rdmsr(self, msr: Msr) -> Operation:
         return _Msr(msr)

@@ -56,7 +56,7 @@ Exit = Npf | Vmgexit | Hlt | Shutdown | Invalid
 
 
 class GuestException(Exception):
-    """An exception delivered inside the guest: #VC (29) or #PF (14), with its error code and address."""
+    """An exception delivered inside the guest: #GP (13), #PF (14) or #VC (29), with its error code and address."""
 
     def __init__(self, vector: int, error: int, address: int) -> None:
         super().__init__(f"vector {vector}, error {error:#x}, address {address:#x}")
@@ -77,3 +77,7 @@ class HostPageFault(Refusal):
 
 class GeneralProtection(Refusal):
     """#GP(0) on the host."""
+
+
+class InvalidOpcode(Refusal):
+    """#UD on the host: the instruction does not exist in this mode."""

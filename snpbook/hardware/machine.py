@@ -1,21 +1,22 @@
 """The machine: cores, memory, the table, the encryption engine and the mailbox on one board.
 
 This file wires the parts and knows the memory map; each part keeps its own rules. The map is the
-model's choice: DRAM to 2 GiB, a hole to 4 GiB, DRAM above, the RMP at its top (MODEL).
+model's choice: DRAM to 2 GiB, a hole to 4 GiB, DRAM above, the RMP at the top of the highest part that
+holds it (MODEL).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snpbook.hardware.dram import Dram
+from snpbook.hardware.dram import Dram, whole
 from snpbook.hardware.encryption import MemoryEncryption
+from snpbook.hardware.exits import GeneralProtection
 from snpbook.hardware.mailbox import Mailbox
 from snpbook.hardware.rmp import Rmp, RmpRange
 from snpbook.spec.image import FOUR_GIB
 from snpbook.spec.msr import (
     HWCR_SMM_LOCK,
-    RMP_ADDRESS_MASK,
     RMP_ALIGNMENT,
     SYSCFG_MEM_ENCRYPT,
     SYSCFG_SNP_EN,
@@ -45,7 +46,7 @@ class MemoryMap:
     @classmethod
     def of(cls, installed: int) -> MemoryMap:
         """The map of a machine with `installed` bytes of memory, a multiple of 2 MB of at least 64 MB."""
-        if installed % LARGE_PAGE_SIZE or installed < 4 * TSEG_SIZE:
+        if whole("installed", installed) % LARGE_PAGE_SIZE or installed < 4 * TSEG_SIZE:
             raise ValueError(f"installed = {installed:#x}: a machine has a multiple of 2 MB, at least 64 MB, of memory")
         low = min(installed, LOW_DRAM_END)
         dram = [(0, low)]
@@ -55,7 +56,8 @@ class MemoryMap:
                 dram[1:] = [(FOUR_GIB, HT_HOLE[0]), (HT_HOLE[1], dram[1][1] + HT_HOLE[1] - HT_HOLE[0])]
         top = dram[-1][1]
         size = -(-((top >> PAGE_SHIFT) * ENTRY_SIZE + BOOKKEEPING_SIZE) // RMP_ALIGNMENT) * RMP_ALIGNMENT
-        above = top if len(dram) > 1 else low - TSEG_SIZE
+        room = [(0, low - TSEG_SIZE), *dram[1:]]
+        above = next(end for start, end in reversed(room) if end - start >= size)
         return cls(tuple(dram), (low - TSEG_SIZE, low), RmpRange(above - size, above - 1))
 
 
@@ -76,6 +78,7 @@ class Core:
             Msr.VM_HSAVE_PA: 0,
             Msr.RMP_BASE: rmp.base,
             Msr.RMP_END: rmp.end,
+            Msr.SEV_STATUS: 0,
         }
         self.wbinvd_done = False
         """Whether this core wrote back its caches since the firmware last asked."""
@@ -84,13 +87,21 @@ class Core:
         return f"Core({self.number}, SYSCFG {self._msrs[Msr.SYSCFG]:#x})"
 
     def rdmsr(self, msr: Msr) -> int:
+        """Read a register; `GeneralProtection` for one that the host does not have."""
+        if msr not in self._msrs:
+            raise GeneralProtection(f"RDMSR {Msr(msr).name} on the host", "a register of the host", msr, "APM2 15.36")
         return self._msrs[msr]
 
     def wrmsr(self, msr: Msr, value: int) -> None:
         """Write a register; with SNP on, SYSCFG and the RMP's bounds keep what they hold.
 
-        Source: APM2 15.36.2 (SYSCFG); for RMP_BASE and RMP_END unconfirmed.
+        `GeneralProtection` for a register that the host may not write. Source: APM2 15.36.2 (SYSCFG); for RMP_BASE and
+        RMP_END unconfirmed.
         """
+        if not 0 <= whole("value", value) < 2**64:
+            raise ValueError(f"value = {value:#x}: a register holds 64 bits")
+        if msr not in self._msrs or msr is Msr.SEV_STATUS:
+            raise GeneralProtection(f"WRMSR {Msr(msr).name} on the host", "a writable register", msr, "APM2 15.36")
         if self.snp_enabled and msr in (Msr.SYSCFG, Msr.RMP_BASE, Msr.RMP_END):
             return
         self._msrs[msr] = value
@@ -134,11 +145,6 @@ class Machine:
     def snp_enabled(self) -> bool:
         """Whether every core enforces the RMP."""
         return all(core.snp_enabled for core in self.cores)
-
-    def rmp_range(self) -> RmpRange:
-        """The bounds as core 0's MSRs give them."""
-        base, end = self.cores[0].rdmsr(Msr.RMP_BASE), self.cores[0].rdmsr(Msr.RMP_END)
-        return RmpRange(base & RMP_ADDRESS_MASK, end)
 
     def is_dram(self, page: int) -> bool:
         """Whether a page number lies in DRAM, not in a hole or beyond the top."""

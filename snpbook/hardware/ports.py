@@ -9,17 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from snpbook.hardware.checks import Access, check_write
-from snpbook.hardware.dram import Bytes, Pages, Words
+from snpbook.hardware.dram import Bytes, Pages, Words, whole
 from snpbook.hardware.executor import CoroutineExecutor
-from snpbook.hardware.exits import Exit, HostPageFault
+from snpbook.hardware.exits import Exit, HostPageFault, InvalidOpcode
 from snpbook.hardware.instructions import Codes, NewState, rmpupdate
-from snpbook.hardware.machine import Machine, MemoryMap
-from snpbook.hardware.rmp import decode_states
+from snpbook.hardware.machine import Core, Machine, MemoryMap
 from snpbook.hardware.vmrun import vmrun
 from snpbook.spec.commands import MailboxRegister
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
-from snpbook.spec.pages import PAGE_SHIFT, PageState
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.products import Product
 from snpbook.trace import Instruction, Trace
 
@@ -58,7 +57,9 @@ class HostCpu:
     def write(self, spa: int, data: bytes | Bytes) -> None:
         """Store bytes; `HostPageFault` where a page is not the hypervisor's, and then nothing is stored."""
         source = np.frombuffer(data, np.uint8)
-        self._check(range(spa >> PAGE_SHIFT, (spa + source.size - 1 >> PAGE_SHIFT) + 1))
+        if whole("spa", spa) < 0:
+            raise ValueError(f"spa = {spa}: no address")
+        self._check(range(spa >> PAGE_SHIFT, -(-(spa + source.size) // PAGE_SIZE)))
         self._machine.dram.write(spa, source)
 
     def write_pages(self, pages: Pages, data: Bytes) -> None:
@@ -76,12 +77,14 @@ class HostCpu:
         found = check_write(self._machine.rmp, pages)
         if found.any():
             page = int(pages[int(np.argmax(found != Access.GRANTED))])
-            state = PageState(int(decode_states(self._machine.rmp.load(np.array([page], np.uint64)))[0]))
+            state = PageState(int(self._machine.rmp.states(range(page, page + 1))[0]))
             rule = "a host write needs a page of the hypervisor"
             raise HostPageFault(page << PAGE_SHIFT, rule, PageState.HYPERVISOR.name, state.name)
 
     def rmpupdate(self, pages: Pages, gfns: Pages, new: NewState) -> Codes:
-        """Execute RMPUPDATE for each page: return codes, one per page."""
+        """Execute RMPUPDATE for each page: return codes, one per page. `InvalidOpcode` before SNP is on."""
+        if not self._machine.snp_enabled:
+            raise InvalidOpcode("RMPUPDATE needs SYSCFG.SNPEn", 1, 0, "APM2 15.36.3")
         trace, rmp = self._machine.trace, self._machine.rmp
         before = rmp.peek(pages) if trace else None
         codes = rmpupdate(rmp, pages, gfns, new)
@@ -101,10 +104,15 @@ class HostCpu:
         return self._machine.rmp.load(pages)
 
     def rdmsr(self, msr: Msr, core: int = 0) -> int:
-        return self._machine.cores[core].rdmsr(msr)
+        return self._core(core).rdmsr(msr)
 
     def wrmsr(self, msr: Msr, value: int, core: int) -> None:
-        self._machine.cores[core].wrmsr(msr, value)
+        self._core(core).wrmsr(msr, value)
+
+    def _core(self, number: int) -> Core:
+        if whole("core", number) not in self.cores:
+            raise ValueError(f"core = {number}: the machine has cores 0 to {len(self.cores) - 1}")
+        return self._machine.cores[number]
 
     def wbinvd(self) -> None:
         """Write back and invalidate the caches of every core."""

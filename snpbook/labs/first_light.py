@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from snpbook.hardware.exits import HostPageFault
 from snpbook.spec.commands import Command
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.system import Guest, Owner, System, Verdict
@@ -52,9 +53,13 @@ class Lab:
         """What the host finds at the start of a page."""
         return self.system.host.cpu.read(pfn << PAGE_SHIFT, size)
 
-    def host_writes(self, pfn: int, data: bytes) -> None:
-        """The host's attempt to write to a page; `HostPageFault` where the page is not its own."""
-        self.system.host.cpu.write(pfn << PAGE_SHIFT, data)
+    def host_writes(self, pfn: int, data: bytes) -> HostPageFault | str:
+        """The host's attempt to write to a page: the processor's refusal where the page is not its own."""
+        try:
+            self.system.host.cpu.write(pfn << PAGE_SHIFT, data)
+        except HostPageFault as fault:
+            return fault
+        return f"{len(data)} bytes written"
 
     def firmware_log(self, *commands: Command) -> Static:
         """What the secure processor was asked, one row for a run of pages; of `commands` only, if given."""

@@ -7,6 +7,7 @@ Whatever a layout does not name is reserved. No other file knows an offset.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -176,20 +177,26 @@ class Layout:
     def _checked(self, field: Field, value: Any) -> Any:
         label = f"{self.name}.{field.name}"
         if field.kind == "raw":
+            if isinstance(value, int):
+                raise TypeError(f"{label} takes {field.size} bytes, not the number {value:#x}")
             data = bytes(field.size) if value is None else bytes(value)
             if len(data) != field.size:
                 raise ValueError(f"{label} takes {field.size} bytes, not {len(data)}")
             return data
         if field.kind == "sub":
             assert field.layout is not None
-            if not field.count:
-                return field.layout.record() if value is None else value
-            empty = (field.layout.record(),) * field.count
-            items = empty if value is None else tuple(value)
-            if len(items) != field.count:
-                raise ValueError(f"{label} takes {field.count} records, not {len(items)}")
-            return items
-        number = int(value or 0)
+            count = max(field.count, 1)
+            items = (field.layout.record(),) * count if value is None else tuple(value) if field.count else (value,)
+            if len(items) != count:
+                raise ValueError(f"{label} takes {count} records, not {len(items)}")
+            for item in items:
+                if not isinstance(item, Record) or item.layout is not field.layout:
+                    raise TypeError(f"{label} takes a record of {field.layout.name}, not {item!r}")
+            return items if field.count else items[0]
+        try:
+            number = 0 if value is None else operator.index(value)
+        except TypeError:
+            raise TypeError(f"{label} = {value!r}: an integer") from None
         if not 0 <= number <= field.limit:
             raise ValueError(f"{label} = {number:#x} does not fit {field.width} bits ({field.where})")
         return field.enum(number) if field.enum and number in field.enum._value2member_map_ else number

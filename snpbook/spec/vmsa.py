@@ -61,12 +61,12 @@ VMSA = Layout(
     ],
 )
 
-LOADABLE_REGISTERS = frozenset(
-    "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rflags cr0 cr2 cr3 cr4 efer dr0 dr1 dr2 dr3 dr6 dr7 "
-    "star lstar cstar sfmask kernel_gs_base sysenter_cs sysenter_esp sysenter_eip g_pat xss xcr0 spec_ctrl s_cet u_cet "
-    "ssp pl0_ssp pl1_ssp pl2_ssp pl3_ssp isst_addr".split()
-)
-"""Registers that software at CPL 0 loads by its own instructions; VMPL, SEV_FEATURES and the like are not among them."""
+LOADABLE_REGISTERS = frozenset(_QUADWORDS.values()) - {
+    "rip", "reg_prot_nonce", "guest_tsc_scale", "guest_tsc_offset", "guest_exitinfo1", "guest_exitinfo2",
+    "guest_exitintinfo", "guest_nrip", "guest_exitcode", "sev_features", "vintr_ctrl", "virtual_tom", "tlb_id",
+    "pcpu_id", "eventinj",
+}  # fmt: skip
+"""What software at CPL 0 loads by its own instructions; VMPL, CPL and what the table holds back are not among it."""
 
 UNMEASURED_FROM, UNMEASURED_TO = VMSA.offset("guest_tsc_scale"), VMSA.offset("reg_prot_nonce")
 """GUEST_TSC_SCALE and GUEST_TSC_OFFSET count as zero in the measurement of a VMSA page."""

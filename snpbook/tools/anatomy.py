@@ -9,6 +9,7 @@ live view is followed by one that drives the same view from Python, so that its 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from snpbook.exercises import exercises
@@ -90,7 +91,7 @@ def _empty(section: Section) -> Iterator[str]:
 def _views(cells: list[Cell]) -> Iterator[str]:
     """Cells that show a live view which the next code cell does not drive."""
     code = [cell for cell in cells if cell.cell_type == "code"]
-    for number, (cell, following) in enumerate(zip(code, [*code[1:], None], strict=True), 1):
+    for number, (cell, following) in enumerate(zip_longest(code, code[1:]), 1):
         if any(MARK in output.get("data", {}).get("text/html", "") for output in cell.outputs):
             view = cell.source.rstrip().rpartition("\n")[2]
             if following is None or not re.search(rf"(?<!\w){re.escape(view)}(?!\w)", following.source):

@@ -64,9 +64,10 @@ class RmpMap(View, anywidget.AnyWidget):
 
     def update(self, states: rmpmap.States) -> None:
         """Draw `states`; what changed since the last update is outlined."""
-        if len(states) != len(self._states):
-            raise ValueError(f"the map shows {len(self._states):,} pages, not {len(states):,}: make another map")
-        self._states = _checked(states)
+        fresh = _checked(states)
+        if len(fresh) != len(self._states):
+            raise ValueError(f"the map shows {len(self._states):,} pages, not {len(fresh):,}: make another map")
+        self._states = fresh
         self._inspect()
 
     def select(self, pfn: int) -> Static:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import pytest
 
+from snpbook.spec import commands as buffers
 from snpbook.spec.commands import Command
 from snpbook.spec.status import Status
 from tests.machines import Board, World
@@ -16,7 +17,7 @@ from tests.machines import Board, World
 
 @dataclass(frozen=True)
 class Attempt:
-    """A command about to be issued on a board that is ready for it."""
+    """A command about to be issued on a board."""
 
     board: Board
     command: Command
@@ -29,7 +30,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Row:
-    """One check: the options of a builder that make it fail, and the status. The name says what is wrong."""
+    """One check: the options of a builder that make it fail, and the status."""
 
     name: str
     status: Status
@@ -39,35 +40,40 @@ class Row:
         return f"{self.name} -> {self.status:02X}"
 
 
-Builder = Callable[..., Attempt]
-
-
 def single(rows: Sequence[Row]) -> pytest.MarkDecorator:
     """Each row alone."""
     return pytest.mark.parametrize("row", rows, ids=str)
 
 
-def ordered(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def double(rows: Sequence[Row]) -> pytest.MarkDecorator:
     """Two rows at once, the earlier first, wherever they spoil different things and answer differently."""
-    return [
-        (a, b) for a, b in combinations(rows, 2) if a.options.keys().isdisjoint(b.options) and a.status is not b.status
+    pairs = [
+        pytest.param(a, b, id=f"{a} before {b}")
+        for a, b in combinations(rows, 2)
+        if a.options.keys().isdisjoint(b.options) and a.status is not b.status
     ]
-
-
-def double(pairs: Sequence[tuple[Row, Row]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("pair", pairs, ids=lambda pair: f"{pair[0]}, {pair[1]}")
+    return pytest.mark.parametrize(("first", "second"), pairs)
 
 
 def assert_refused(attempt: Attempt, status: Status) -> None:
     """The command answers `status` and nothing at all has changed."""
-    attempt.board.put(None)
-    layout_address = attempt.board.put(_layout(attempt.command), attempt.stray, **attempt.fields)
+    layout = getattr(buffers, attempt.command.name, None)
+    address = attempt.board.put(layout, attempt.stray, **attempt.fields)
     before = World.of(attempt.board)
-    assert attempt.board.send(attempt.command, layout_address) is status, attempt.board.log.events[-1]
+    assert attempt.board.send(attempt.command, address) is status, attempt.board.log.events[-1]
     assert World.of(attempt.board) == before
 
 
-def _layout(command: Command) -> Any:
-    from snpbook.spec import commands as buffers
+PLACES = {"rmp": 47 << 20, "tseg": 50 << 20, "aseg": 0xA0000, "hole": 1 << 30, "limit": 0x3FFD00000000}
+"""Addresses on a board of 64 MiB at which nobody's page lies."""
 
-    return getattr(buffers, command.name, None)
+
+def lookup_rows(option: str) -> list[Row]:
+    """How the look-up of a page's state fails, by its address."""
+    return [
+        Row(f"{option} in the RMP", Status.INVALID_PARAM, {option: PLACES["rmp"]}),
+        Row(f"{option} above the limit", Status.INVALID_ADDRESS, {option: PLACES["limit"]}),
+        Row(f"{option} in TSEG", Status.INVALID_ADDRESS, {option: PLACES["tseg"]}),
+        Row(f"{option} in ASEG", Status.INVALID_ADDRESS, {option: PLACES["aseg"]}),
+        Row(f"{option} in no DRAM", Status.INVALID_CONFIG, {option: PLACES["hole"]}),
+    ]
