@@ -53,7 +53,9 @@ class Board:
     Its memory is the dictionary, of which only what was touched need be compared.
     """
 
-    def __init__(self, name: str = "milan", *, cores: int = 2, installed: int = 64 * MIB, mapping: bool = False) -> None:
+    def __init__(
+        self, name: str = "milan", *, cores: int = 2, installed: int = 64 * MIB, mapping: bool = False
+    ) -> None:
         self.log = Recorder()
         trace = Trace()
         trace.subscribe(self.log)

@@ -14,26 +14,30 @@ from snpbook.spec.launch import DIGEST_SIZE, PAGE_INFO
 from snpbook.spec.pages import PAGE_SIZE, LaunchPage
 
 NO_CONTENTS = bytes(DIGEST_SIZE)
-_PREFIX = 64
-"""Bytes of a page compared first: most pages that are not uniform differ there."""
+_PREFIX = 8
+"""Words of a page compared first: most pages that do not hold one value throughout differ there."""
 
 
 def page_contents(pages: NDArray[np.uint8]) -> list[bytes]:
     """SHA-384 of each 4 KB page (n, 4096); pages filled with one 64-bit value are hashed once per value."""
     words = pages.view("<u8")
-    uniform = (words[:, : _PREFIX // 8] == words[:, :1]).all(axis=1)
-    uniform[uniform] = (words[uniform] == words[uniform, :1]).all(axis=1)
-    known: dict[int, bytes] = {}
-    digests: list[bytes] = []
+    likely = (words[:, :_PREFIX] == words[:, :1]).all(axis=1)
     view = np.ascontiguousarray(pages).data.cast("B")
-    first = words[:, 0].tolist()
-    for i, same in enumerate(uniform.tolist()):
-        digest = known.get(first[i]) if same else None
-        if digest is None:
-            digest = sha384(view[i * PAGE_SIZE : (i + 1) * PAGE_SIZE]).digest()
-            if same:
-                known[first[i]] = digest
-        digests.append(digest)
+    if not likely.any():
+        return [sha384(view[start : start + PAGE_SIZE]).digest() for start in range(0, len(view), PAGE_SIZE)]
+    known: dict[int, tuple[bytes, bytes]] = {}
+    digests: list[bytes] = []
+    for i, (value, uniform) in enumerate(zip(words[:, 0].tolist(), likely.tolist(), strict=True)):
+        page = view[i * PAGE_SIZE : (i + 1) * PAGE_SIZE]
+        if uniform:
+            if value not in known:
+                pattern = value.to_bytes(8, "little") * (PAGE_SIZE // 8)
+                known[value] = pattern, sha384(pattern).digest()
+            pattern, digest = known[value]
+            if page.tobytes() == pattern:
+                digests.append(digest)
+                continue
+        digests.append(sha384(page).digest())
     return digests
 
 

@@ -110,7 +110,8 @@ def _common(rmp: Rmp, pages: Pages, new: NewState, in_use: frozenset[int]) -> tu
 
 def refuse(codes: Codes, where: NDArray[np.bool_], code: RmpCode) -> None:
     """Give the pages `where` a check fails its code, unless an earlier check has failed already."""
-    codes[(codes == RmpCode.SUCCESS) & where] = code
+    if where.any():
+        codes[(codes == RmpCode.SUCCESS) & where] = code
 
 
 def _update_small(rmp: Rmp, pages: Pages, gfns: Words, new: NewState, in_use: frozenset[int]) -> Codes:
@@ -118,7 +119,8 @@ def _update_small(rmp: Rmp, pages: Pages, gfns: Words, new: NewState, in_use: fr
     bases, member = regions(pages)
     heads = rmp.peek(bases)
     large = heads[:, 0] & U64(spec.ASSIGNED | spec.LARGE) == U64(spec.ASSIGNED | spec.LARGE)
-    refuse(codes, large[member], RmpCode.FAIL_OVERLAP)
+    if large.any():
+        refuse(codes, large[member], RmpCode.FAIL_OVERLAP)
     done = codes == RmpCode.SUCCESS
 
     entries = _changed(old, gfns, new)
@@ -128,10 +130,10 @@ def _update_small(rmp: Rmp, pages: Pages, gfns: Words, new: NewState, in_use: fr
     else:
         rmp.store(page_numbers(pages)[done], entries[done])
 
-    gain = int(new.assigned) - (old[:, 0] & U64(spec.ASSIGNED)).astype(np.int64)
-    others = done & (page_numbers(pages) & LARGE_MASK != 0)
-    change = np.bincount(member[others], gain[others], minlength=len(bases)).astype(np.int64)
-    if change.any():
+    gain = int(new.assigned) - (old[:, 0] & U64(spec.ASSIGNED)).view(np.int64)
+    gain *= done & (page_numbers(pages) & LARGE_MASK != 0)
+    if gain.any():
+        change = np.bincount(member, gain, minlength=len(bases)).astype(np.int64)
         touched = change != 0
         heads = rmp.load(bases[touched]).copy()
         heads[:, 0] += (change[touched] << spec.SUBPAGE_SHIFT).view(U64)
@@ -174,14 +176,13 @@ def _changed(old: Words, gfns: Words, new: NewState) -> Words:
 
 def _count(rmp: Rmp, old: Words, new: NewState, pages_each: int) -> None:
     """Keep the per-ASID counters of assigned pages."""
-    lost = old[old[:, 0] & U64(spec.ASSIGNED) != 0, 0]
-    asids = ((lost & U64(spec.ASID)) >> U64(spec.ASID_SHIFT)).astype(np.int64)
     if new.assigned:
-        asids = np.append(asids, new.asid)
-    delta = np.full(len(asids), -pages_each, np.int64)
-    if new.assigned:
-        delta[-1] = pages_each * len(old)
-    rmp.count(asids, delta)
+        rmp.count(np.array([new.asid]), np.array([pages_each * len(old)]))
+    low = old[:, 0]
+    owned = (low & U64(spec.ASSIGNED) != 0) & (low & U64(spec.ASID) != 0)
+    if owned.any():
+        asids = ((low[owned] & U64(spec.ASID)) >> U64(spec.ASID_SHIFT)).astype(np.int64)
+        rmp.count(asids, np.full(len(asids), -pages_each))
 
 
 def rmpupdate_one(rmp: Rmp, page: int, gfn: int, new: NewState) -> int:

@@ -152,45 +152,39 @@ class Rmp:
         return result
 
 
+_BITS = ("assigned", "immutable", "lock", "vmsa", "validated")
+_SHIFTS = [U64(spec.RMP_ENTRY.fields[name].lo) for name in _BITS]
+_OWNED, _KIND = 1 << len(_BITS), len(_BITS) + 1
+
+
+def _state_table() -> NDArray[np.uint8]:
+    """The state for each combination of what `PAGE_STATES` asks about, as `decode_states` numbers them."""
+    table = np.full(len(spec.GfnKind) << _KIND, PageState.INVALID, np.uint8)
+    for number in range(len(table)):
+        found = {name: number >> place & 1 for place, name in enumerate((*_BITS, "owned"))} | {"gfn": number >> _KIND}
+        for state, row in spec.PAGE_STATES.items():
+            if all(found[name] == wanted for name, wanted in row.items()):
+                table[number] = state
+    return table
+
+
+_STATES = _state_table()
+
+
 def decode_states(entries: Words) -> NDArray[np.uint8]:
-    """The page state of each raw entry (SNP ABI, page states; firmware 1.55.25's decoding)."""
+    """The page state of each raw entry, by the table `PAGE_STATES`."""
     low = entries[:, 0]
-    assigned, immutable = low & U64(spec.ASSIGNED) != 0, low & U64(spec.IMMUTABLE) != 0
-    owned, validated = low & U64(spec.ASID) != 0, low & U64(spec.VALIDATED) != 0
-    locked, vmsa = low & U64(spec.LOCK) != 0, low & U64(spec.VMSA) != 0
+    number = np.where(low & U64(spec.ASID) != 0, U64(_OWNED), U64(0))
+    for place, shift in enumerate(_SHIFTS):
+        number |= (low >> shift & U64(1)) << U64(place)
     gfn = (low & U64(spec.GFN)) >> U64(spec.GFN_SHIFT)
-    tag, number = gfn >> U64(spec.GFN_TAG_SHIFT), gfn & U64((1 << spec.GFN_TAG_SHIFT) - 1)
-    plain = ~owned & ~validated
-    fixed = assigned & plain & immutable
-    return np.select(
-        [
-            ~assigned & plain & ~immutable,
-            ~assigned & plain & immutable,
-            fixed & (gfn == 0) & ~vmsa,
-            fixed & (gfn == 0) & vmsa,
-            fixed & (tag == spec.GFN_TAG_IOMMU) & (number == 1) & ~vmsa,
-            fixed & (tag == spec.GFN_TAG_METADATA) & (number > 0),
-            assigned & plain & ~immutable & ~locked,
-            assigned & owned & immutable & ~validated,
-            assigned & owned & immutable & validated,
-            assigned & owned & ~immutable & ~validated,
-            assigned & owned & ~immutable & validated,
-        ],
-        [
-            PageState.HYPERVISOR,
-            PageState.HV_FIXED,
-            PageState.FIRMWARE,
-            PageState.CONTEXT,
-            PageState.FIRMWARE_IOMMU,
-            PageState.METADATA,
-            PageState.RECLAIM,
-            PageState.PRE_GUEST,
-            PageState.PRE_SWAP,
-            PageState.GUEST_INVALID,
-            PageState.GUEST_VALID,
-        ],
-        PageState.INVALID,
-    ).astype(np.uint8)
+    tagged = gfn & U64((1 << spec.GFN_TAG_SHIFT) - 1)
+    tag = gfn >> U64(spec.GFN_TAG_SHIFT)
+    kind = np.where(gfn == 0, U64(spec.GfnKind.ZERO), U64(spec.GfnKind.OTHER))
+    kind[(tag == spec.GFN_TAG_IOMMU) & (tagged == 1)] = spec.GfnKind.IOMMU
+    kind[(tag == spec.GFN_TAG_METADATA) & (tagged > 0)] = spec.GfnKind.METADATA
+    states: NDArray[np.uint8] = _STATES[number | kind << U64(_KIND)]
+    return states
 
 
 def regions(pages: Pages) -> tuple[Words, NDArray[np.int64]]:

@@ -22,6 +22,8 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.status import Status
 from snpbook.spec.vmcb import VMCB
 
+_ALWAYS_VALID = ("sw_exit_code", "sw_exit_info_1", "sw_exit_info_2")
+
 
 def handle_vmgexit(vcpu: Vcpu) -> RunExit | None:
     """Serve one VMGEXIT; an exit for the VMM, or None to enter the guest again."""
@@ -108,8 +110,7 @@ def _malformed(ghcb: Record) -> GhcbError | None:
     """The first thing that is wrong with a GHCB, or None. Of port accesses only plain bytes are modelled (MODEL)."""
     if ghcb.usage:
         return GhcbError.INVALID_USAGE
-    needed = ["sw_exit_code", "sw_exit_info_1", "sw_exit_info_2"]
-    if not all(spec.is_valid(ghcb.valid_bitmap, name) for name in needed):
+    if not all(spec.is_valid(ghcb.valid_bitmap, name) for name in _ALWAYS_VALID):
         return GhcbError.MISSING_INPUT
     if ghcb.sw_exit_code not in Nae._value2member_map_:
         return GhcbError.INVALID_EVENT

@@ -115,11 +115,22 @@ class Record:
         return hash((self.layout.name, tuple(self._values.items())))
 
     def __bytes__(self) -> bytes:
-        return self.layout.pack(**self._values)
+        buffer = bytearray(self.layout.size)
+        for name, value in self:
+            field = self.layout.fields[name]
+            end = field.offset + field.size
+            if field.kind == "raw":
+                buffer[field.offset : end] = value
+            elif field.kind == "sub":
+                buffer[field.offset : end] = b"".join(map(bytes, value)) if field.count else bytes(value)
+            else:
+                word = int.from_bytes(buffer[field.offset : end], "little") | value << field.lo
+                buffer[field.offset : end] = word.to_bytes(field.size, "little")
+        return bytes(buffer)
 
     def replace(self, **changes: Any) -> Record:
         """A copy with some fields changed."""
-        return self.layout.record(**{**self._values, **changes})
+        return Record(self.layout, {**self._values, **self.layout.checked(changes)})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={_show(value)}" for name, value in self if value)
@@ -169,10 +180,19 @@ class Layout:
 
     def record(self, **values: Any) -> Record:
         """A record with the given fields, the others zero."""
+        return Record(self, {**self._empty, **self.checked(values)})
+
+    def checked(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values in the form of their fields; `ValueError` or `TypeError` names a field that they do not fit."""
         for name in values:
             if name not in self.fields:
                 raise ValueError(f"{self.name} has no field {name!r}")
-        return Record(self, {name: self._checked(field, values.get(name)) for name, field in self.fields.items()})
+        return {name: self._checked(self.fields[name], value) for name, value in values.items()}
+
+    @cached_property
+    def _empty(self) -> dict[str, Any]:
+        """Every field as zero, in the order of the declaration."""
+        return {name: self._checked(field, None) for name, field in self.fields.items()}
 
     def _checked(self, field: Field, value: Any) -> Any:
         label = f"{self.name}.{field.name}"
@@ -203,19 +223,7 @@ class Layout:
 
     def pack(self, **values: Any) -> bytes:
         """The bytes of a record; reserved bits are zero."""
-        buffer = bytearray(self.size)
-        for name, value in self.record(**values):
-            field = self.fields[name]
-            if field.kind == "raw":
-                buffer[field.offset : field.offset + field.size] = value
-            elif field.kind == "sub":
-                body = b"".join(map(bytes, value)) if field.count else bytes(value)
-                buffer[field.offset : field.offset + field.size] = body
-            else:
-                end = field.offset + field.size
-                word = int.from_bytes(buffer[field.offset : end], "little") | int(value) << field.lo
-                buffer[field.offset : end] = word.to_bytes(field.size, "little")
-        return bytes(buffer)
+        return bytes(self.record(**values))
 
     def unpack(self, data: bytes | bytearray | memoryview, offset: int = 0) -> Record:
         """The record at `offset` of `data`; `ValueError` where too few bytes are left."""

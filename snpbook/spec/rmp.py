@@ -8,7 +8,7 @@ from enum import IntEnum
 
 from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, bits, uint
-from snpbook.spec.pages import PageSize, VmplPermission
+from snpbook.spec.pages import PageSize, PageState, VmplPermission
 
 RMP_ENTRY = Layout(
     "RmpEntry",
@@ -81,6 +81,41 @@ ENTRY_SIZE = 16
 BOOKKEEPING_SIZE = 0x4000
 """The first 16 KB of the table: 2048 counters of assigned pages, one u64 per ASID."""
 ASID_COUNTERS = 2048
+
+
+class GfnKind(IntEnum):
+    """What the guest page number of a page of the firmware says: nothing, or what the firmware tagged it as."""
+
+    ZERO = 0
+    IOMMU = 1
+    METADATA = 2
+    OTHER = 3
+
+
+PAGE_STATES: dict[PageState, dict[str, int]] = {
+    PageState.HYPERVISOR: {"assigned": 0, "validated": 0, "owned": 0, "immutable": 0},
+    PageState.HV_FIXED: {"assigned": 0, "validated": 0, "owned": 0, "immutable": 1},
+    PageState.FIRMWARE: {
+        "assigned": 1, "validated": 0, "owned": 0, "immutable": 1, "gfn": GfnKind.ZERO, "vmsa": 0,
+    },
+    PageState.FIRMWARE_IOMMU: {
+        "assigned": 1, "validated": 0, "owned": 0, "immutable": 1, "gfn": GfnKind.IOMMU, "vmsa": 0,
+    },
+    PageState.RECLAIM: {"assigned": 1, "validated": 0, "owned": 0, "immutable": 0, "lock": 0},
+    PageState.CONTEXT: {
+        "assigned": 1, "validated": 0, "owned": 0, "immutable": 1, "gfn": GfnKind.ZERO, "vmsa": 1,
+    },
+    PageState.METADATA: {"assigned": 1, "validated": 0, "owned": 0, "immutable": 1, "gfn": GfnKind.METADATA},
+    PageState.PRE_GUEST: {"assigned": 1, "validated": 0, "owned": 1, "immutable": 1},
+    PageState.PRE_SWAP: {"assigned": 1, "validated": 1, "owned": 1, "immutable": 1},
+    PageState.GUEST_INVALID: {"assigned": 1, "validated": 0, "owned": 1, "immutable": 0},
+    PageState.GUEST_VALID: {"assigned": 1, "validated": 1, "owned": 1, "immutable": 0},
+}  # fmt: skip
+"""The state table: what an entry must hold to be in a state (`owned`: ASID not 0); what is left out may be anything.
+
+An entry that fits no row is INVALID, a page without an entry DEFAULT. Source: SNP ABI, page states, as firmware
+1.55.25 decodes them.
+"""
 
 
 class RmpCode(IntEnum):

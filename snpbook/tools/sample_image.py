@@ -74,7 +74,9 @@ def build() -> bytes:
 
 def _table(entries: dict[UUID, bytes]) -> bytes:
     """The GUID table, read backwards: data, size, GUID for each entry, the footer last."""
-    body = b"".join(data + TABLE_ENTRY.pack(size=len(data) + TABLE_ENTRY.size, guid=g.bytes_le) for g, data in entries.items())
+    body = b"".join(
+        data + TABLE_ENTRY.pack(size=len(data) + TABLE_ENTRY.size, guid=g.bytes_le) for g, data in entries.items()
+    )
     return body + TABLE_ENTRY.pack(size=len(body) + TABLE_ENTRY.size, guid=guid.OVMF_FOOTER.bytes_le)
 
 

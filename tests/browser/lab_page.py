@@ -80,15 +80,10 @@ class LabPage:
     def run_all(self) -> None:
         """Run every cell and wait for the last answer."""
         self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-        self._run("Run All Cells", 0)
-
-    def _run(self, command: str, first: int) -> None:
-        """Choose a command of the Run menu, and wait until each code cell from number `first` on has run anew."""
         before = max(self.page.evaluate(_RAN), default=0)
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_text(command, exact=True).click()
-        script = f"([first, before]) => ({_RAN})().slice(first).every(count => count > before)"
-        self.page.wait_for_function(script, arg=[first, before])
+        self.page.get_by_text("Run All Cells", exact=True).click()
+        self.page.wait_for_function(f"before => ({_RAN})().every(count => count > before)", arg=before)
 
     def cell(self, text: str) -> "playwright.Locator":
         """The code cell whose source holds `text`."""
@@ -101,12 +96,13 @@ class LabPage:
         return str(self.cell(text).locator(".jp-OutputArea-output").last.inner_text())
 
     def retype(self, text: str, source: str) -> None:
-        """Replace the source of the cell that holds `text`, by keyboard, and run that cell and all below."""
+        """Replace the source of the cell that holds `text`, by keyboard, and run it."""
         self.cell(text).locator(".cm-content").click()
+        before = max(self.page.evaluate(_RAN))
         self.page.keyboard.press("ControlOrMeta+a")
         self.page.keyboard.insert_text(source)
-        sources = self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").all_inner_texts()
-        self._run("Run Selected Cell and All Below", sources.index(source))
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_function(f"before => ({_RAN})().some(count => count > before)", arg=before)
 
     def check(self) -> None:
         """No error on the page, no widget that failed to show, nobody asked outside this machine."""

@@ -130,7 +130,11 @@ def test_pointer_selects_and_drags(notebook: LabPage) -> None:
 
 
 def test_a_million_pages_are_drawn_fast(notebook: LabPage) -> None:
-    press = "canvas => { const t = performance.now(); canvas.dispatchEvent(new KeyboardEvent('keydown', {key: '0'})); return performance.now() - t; }"
+    press = """canvas => {
+        const start = performance.now();
+        canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "0"}));
+        return performance.now() - start;
+    }"""
     times = sorted(notebook.page.locator(MAP).evaluate(press) for _ in range(7))
     assert times[3] < 100, times
 

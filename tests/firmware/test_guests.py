@@ -75,7 +75,9 @@ def test_gctx_create_makes_an_encrypted_context() -> None:
     entry = board.cpu.rmp_entry(GCTX >> 12)
     assert (entry.assigned, entry.immutable, entry.lock, entry.vmsa, entry.asid, entry.gfn) == (1, 1, 1, 1, 0, 0)
     context = board.psp.context(GCTX)
-    assert {name for name, value in context if value not in (0, bytes(len(value) if isinstance(value, bytes) else 0))} == {
+    assert {
+        name for name, value in context if value not in (0, bytes(len(value) if isinstance(value, bytes) else 0))
+    } == {
         "vek_seed",
         "launch_tcb",
     }
@@ -292,7 +294,7 @@ def test_the_table_says_the_same() -> None:
         for command, (_, after) in row.items()
         if after
     }
-    assert GUEST_TRANSITIONS == admitted
+    assert admitted == GUEST_TRANSITIONS
 
 
 @pytest.mark.parametrize("command", [c for c in GUEST_COMMANDS if c != "SNP_DECOMMISSION"])

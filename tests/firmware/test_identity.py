@@ -30,7 +30,9 @@ BLOCK_AT, AUTH_AT = FREE + 7, FREE + PAGE + 7
 
 def public_key(key: ec.EllipticCurvePrivateKey, curve: int = 2) -> bytes:
     point = key.public_key().public_numbers()
-    return struct.pack("<I72s72s", curve, point.x.to_bytes(72, "little"), point.y.to_bytes(72, "little")).ljust(0x404, b"\0")
+    return struct.pack("<I72s72s", curve, point.x.to_bytes(72, "little"), point.y.to_bytes(72, "little")).ljust(
+        0x404, b"\0"
+    )
 
 
 def signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
@@ -57,7 +59,11 @@ def id_auth(
 
 
 def finish(
-    block: dict[str, Any] | None = None, with_author: bool = True, digest: bytes | None = None, policy: int | None = None, **auth: Any
+    block: dict[str, Any] | None = None,
+    with_author: bool = True,
+    digest: bytes | None = None,
+    policy: int | None = None,
+    **auth: Any,
 ) -> Attempt:
     """LAUNCH_FINISH with an ID block that fits, but for what is asked for."""
     board = Board().initialise()
@@ -107,7 +113,9 @@ def test_accepted_with_author() -> None:
     assert context.author_key_digest == sha384(public_key(AUTHOR_KEY)).digest()
 
 
-@pytest.mark.parametrize("author_parts", [{"author_algo": 9}, {"author_curve": 7}, {"author": STRANGER}, {"off_curve": "author"}])
+@pytest.mark.parametrize(
+    "author_parts", [{"author_algo": 9}, {"author_curve": 7}, {"author": STRANGER}, {"off_curve": "author"}]
+)
 def test_without_author_its_parts_are_not_looked_at(author_parts: dict[str, Any]) -> None:
     built = finish(with_author=False, **author_parts)
     assert built.issue() is Status.SUCCESS
@@ -146,7 +154,11 @@ def test_a_retry_with_the_right_block_succeeds() -> None:
 
 # The published block.
 
-PUBLISHED_BLOCK = b64decode("oU1jg0HlZ0Yo/h4C++3r5eWrT68d1y2JZgaOYVu5nv0T0hSzXCMXFbOOJj3GBZdF") + bytes(32) + struct.pack("<IIQ", 1, 0, 0x30000)
+PUBLISHED_BLOCK = (
+    b64decode("oU1jg0HlZ0Yo/h4C++3r5eWrT68d1y2JZgaOYVu5nv0T0hSzXCMXFbOOJj3GBZdF")
+    + bytes(32)
+    + struct.pack("<IIQ", 1, 0, 0x30000)
+)
 
 
 @needs_vectors

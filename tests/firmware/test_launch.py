@@ -118,7 +118,9 @@ def plain(board: Board, spa: int = FREE, asid: int = 1) -> bytes:
     return board.machine.encryption.read_pages(asid, range(spa >> 12, (spa >> 12) + 1)).tobytes()
 
 
-def page_info(contents: bytes, kind: int, gpa: int, before: bytes = bytes(48), perms: tuple[int, ...] = (0, 0, 0)) -> bytes:
+def page_info(
+    contents: bytes, kind: int, gpa: int, before: bytes = bytes(48), perms: tuple[int, ...] = (0, 0, 0)
+) -> bytes:
     """PAGE_INFO and its hash, spelled out: IMI 0, VMPL1 at 0x65, VMPL2 at 0x66, VMPL3 at 0x67."""
     assert len(before + contents) == 0x60
     info = before + contents + bytes([0x70, 0, kind, 0, 0, *perms]) + gpa.to_bytes(8, "little")
@@ -282,7 +284,9 @@ def assert_same(states: list[str], command: Command, start: int = FREE >> 12, **
 
 @pytest.mark.parametrize("kind", [1, 3, 4, 5, 6, 2, 0])
 def test_run_of_each_type(kind: int) -> None:
-    done, status = assert_same(["pre-guest"] * 5, Command.SNP_LAUNCH_UPDATE, gctx_paddr=GCTX, page_type=kind, vmpl1_perms=3)
+    done, status = assert_same(
+        ["pre-guest"] * 5, Command.SNP_LAUNCH_UPDATE, gctx_paddr=GCTX, page_type=kind, vmpl1_perms=3
+    )
     if kind == LaunchPage.CPUID:  # the pages' noise is no CPUID page
         assert status is Status.INVALID_PARAM
     else:
@@ -299,7 +303,10 @@ def test_run_stops_at_the_first_bad_page(bad: str, at: int) -> None:
     assert status is (Status.INVALID_PAGE_OWNER if bad == "other" else Status.INVALID_PAGE_STATE)
 
 
-@given(states=st.lists(st.sampled_from(["pre-guest"] * 6 + list(STATES)), min_size=1, max_size=8), kind=st.sampled_from([1, 1, 3, 4, 6, 2]))
+@given(
+    states=st.lists(st.sampled_from(["pre-guest"] * 6 + list(STATES)), min_size=1, max_size=8),
+    kind=st.sampled_from([1, 1, 3, 4, 6, 2]),
+)
 def test_random_runs(states: list[str], kind: int) -> None:
     assert_same(states, Command.SNP_LAUNCH_UPDATE, gctx_paddr=GCTX, page_type=kind)
 
@@ -327,7 +334,10 @@ def test_run_of_large_pages() -> None:
         board.machine.dram.write(20 * MIB + 3 * MIB, PATTERN)
         pages = range(20 * MIB >> 12, (20 * MIB >> 12) + 1024, 512)
         for part in (pages,) if ways == 1 else (pages[:1], pages[1:]):
-            assert board.run(Command.SNP_LAUNCH_UPDATE, part, gctx_paddr=GCTX, page_type=1, page_size=1)[1] is Status.SUCCESS
+            assert (
+                board.run(Command.SNP_LAUNCH_UPDATE, part, gctx_paddr=GCTX, page_type=1, page_size=1)[1]
+                is Status.SUCCESS
+            )
         digests.append((board.psp.context(GCTX).launch_digest, clean(board)))
     assert digests[0] == digests[1]
     expected = bytes(48)

@@ -93,7 +93,9 @@ def fill(model: ReferenceRmp, rng: random.Random) -> None:
         elif kind == 4:
             first, entry = rng.randrange(500), _entry(rng, 0)
             for page in range(head + first, head + rng.randrange(first + 1, 512)):
-                model.table[page] = Entry(**{name: getattr(entry, name) for name in _COPIED}, gfn=(page + entry.gfn) % (1 << 39))
+                model.table[page] = Entry(
+                    **{name: getattr(entry, name) for name in _COPIED}, gfn=(page + entry.gfn) % (1 << 39)
+                )
     model.recount()
 
 
@@ -119,7 +121,9 @@ def pages(rng: random.Random, model: ReferenceRmp, *, runs: bool = True) -> Any:
 def _page(rng: random.Random, known: list[int]) -> int:
     page = rng.choice(known)
     kind = rng.randrange(8)
-    return [page, page, page, page - page % 512, page + 1, rng.randrange(ENTRIES), ENTRIES + rng.randrange(9), page][kind]
+    return [page, page, page, page - page % 512, page + 1, rng.randrange(ENTRIES), ENTRIES + rng.randrange(9), page][
+        kind
+    ]
 
 
 def gfns(rng: random.Random, model: ReferenceRmp, places: Any) -> Any:

@@ -333,4 +333,3 @@ def test_machines_that_cannot_be() -> None:
         MemoryEncryption(Dram((1 << 48) + BORDER, mapping=False), "xex-aes-128", SEED)
     with pytest.raises(ValueError, match="two halves, must differ"):
         MemoryEncryption(Dram(SIZE), "xts-aes-256", SEED).install(1, bytes(64))
-

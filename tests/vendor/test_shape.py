@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from snpbook.firmware.keys import VLEK_LABEL, Chip, attestation_key
 from snpbook.spec.certificates import PRODUCT_LINES
 from snpbook.spec.policy import Tcb
-from snpbook.spec.products import product, product_names
+from snpbook.spec.products import product_names
 from snpbook.vendor.ca import AmdCa, ToyAuthority
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors"
@@ -219,8 +219,8 @@ def test_trailer_field_goes_on_its_date() -> None:
     assert all(tbs(c)[2].whole == Der.read(c)[1].whole for c in (before, after))
 
 
-def test_names_agree_with_the_products() -> None:
-    assert all(product(name).certificate_name == PRODUCT_LINES[name].vcek_product_name for name in product_names())
+def test_every_snp_product_has_a_certificate_line() -> None:
+    assert set(product_names()) <= set(PRODUCT_LINES)
 
 
 def test_serials_and_names_are_all_different() -> None:

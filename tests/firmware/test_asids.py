@@ -1,0 +1,105 @@
+"""ASIDs: clean, allocated, in use, dirty, per core complex; WBINVD and DF_FLUSH between two guests."""
+
+from __future__ import annotations
+
+import pytest
+
+from snpbook.firmware.asids import AsidState
+from snpbook.spec.commands import Command
+from snpbook.spec.context import GuestState
+from snpbook.spec.policy import DEFAULT_POLICY
+from snpbook.spec.status import Status
+from tests.machines import GCTX, PAGE, Board
+
+SECOND = GCTX + PAGE
+
+
+def states(board: Board, asid: int = 1) -> list[str]:
+    return [AsidState(state).name for state in board.psp.asids.states[:, asid].tolist()]
+
+
+def recreate(board: Board, asid: int = 1) -> Status:
+    """A second guest that wants the ASID of the first."""
+    board.create(SECOND)
+    board.ok(Command.SNP_LAUNCH_START, gctx_paddr=SECOND, policy=DEFAULT_POLICY)
+    return board.command(Command.SNP_ACTIVATE, gctx_paddr=SECOND, asid=asid)
+
+
+def test_from_init_to_the_next_guest() -> None:
+    board = Board(cores=16).initialise()
+    assert states(board) == ["CLEAN", "CLEAN"]
+    board.start()
+    assert states(board) == ["ALLOCATED", "ALLOCATED"]
+    board.finish()
+    assert states(board) == ["IN_USE", "IN_USE"]
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    assert states(board) == ["DIRTY", "DIRTY"]
+    assert board.machine.encryption.has_key(1), "the key stays in its slot"
+    assert recreate(board) is Status.DF_FLUSH_REQUIRED
+    assert board.command(Command.SNP_DF_FLUSH) is Status.WBINVD_REQUIRED
+    assert states(board) == ["DIRTY", "DIRTY"]
+    board.cpu.wbinvd()
+    board.ok(Command.SNP_DF_FLUSH)
+    assert states(board) == ["CLEAN", "CLEAN"]
+    board.ok(Command.SNP_ACTIVATE, gctx_paddr=SECOND, asid=1)
+
+
+def test_a_launch_given_up_leaves_its_asid_clean() -> None:
+    board = Board().initialise()
+    board.start()
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    assert states(board) == ["CLEAN"]
+    assert recreate(board) is Status.SUCCESS
+
+
+def test_df_flush_cleans_each_complex_whose_cores_are_done() -> None:
+    board = Board(cores=16).initialise()
+    board.start()
+    board.finish()
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    for core in board.machine.cores[:8]:
+        core.wbinvd_done = True
+    assert board.command(Command.SNP_DF_FLUSH) is Status.WBINVD_REQUIRED
+    assert states(board) == ["CLEAN", "DIRTY"], "also where the command is refused"
+    assert recreate(board) is Status.DF_FLUSH_REQUIRED
+    board.machine.cores[8].wbinvd_done = True
+    assert board.command(Command.SNP_DF_FLUSH) is Status.WBINVD_REQUIRED, "one core is not the complex"
+
+
+def test_one_wbinvd_serves_until_an_asid_is_released() -> None:
+    board = Board().initialise()
+    board.ok(Command.SNP_DF_FLUSH)
+    board.ok(Command.SNP_DF_FLUSH)
+    board.start()
+    board.finish()
+    board.ok(Command.SNP_DF_FLUSH)
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    assert board.command(Command.SNP_DF_FLUSH) is Status.WBINVD_REQUIRED
+
+
+def test_df_flush_leaves_living_guests_alone() -> None:
+    board = Board().initialise()
+    board.start()
+    board.finish()
+    board.cpu.wbinvd()
+    board.ok(Command.SNP_DF_FLUSH)
+    assert states(board) == ["IN_USE"]
+    assert board.machine.runnable == {1}
+
+
+@pytest.mark.parametrize("name", ["milan", "genoa"])
+def test_each_guest_has_its_own_key(name: str) -> None:
+    """The same plaintext under two guests, and under two lives of one ASID, gives three ciphertexts."""
+    board = Board(name).initialise()
+    board.start()
+    seen = []
+    zero = bytes(PAGE)
+    board.add(18 << 20, 0x1000)
+    seen.append(board.cpu.read(18 << 20, PAGE))
+    board.create(SECOND)
+    board.ok(Command.SNP_LAUNCH_START, gctx_paddr=SECOND, policy=DEFAULT_POLICY)
+    board.ok(Command.SNP_ACTIVATE, gctx_paddr=SECOND, asid=2)
+    board.add(19 << 20, 0x1000, asid=2, gctx_paddr=SECOND)
+    seen.append(board.cpu.read(19 << 20, PAGE))
+    assert len({*seen, zero}) == 3
+    assert board.psp.context(SECOND).state is GuestState.LAUNCH
