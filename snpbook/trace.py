@@ -89,16 +89,6 @@ class VmExit(Event):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
-class Encryption(Event):
-    """Bytes that passed the encryption engine, by ASID: `operation` is `read` or `write`."""
-
-    operation: str
-    asid: int
-    spa: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class Message(Event):
     """A line that a party prints: the kernel's log, the guest's console."""
 

@@ -134,7 +134,7 @@ def _table(file: str, evidence: Evidence) -> Iterator[Certificate]:
 
 
 def _certificates(paths: Iterable[str]) -> Iterator[Certificate]:
-    """What the paths hold; in a directory, files that are no certificates are passed over."""
+    """What the paths hold; in a directory, a file that is no certificate is named and left out."""
     configured = os.environ.get(CERTS_VARIABLE)
     if configured and not Path(configured).is_dir():
         raise errors.Malformed(
@@ -148,8 +148,8 @@ def _certificates(paths: Iterable[str]) -> Iterator[Certificate]:
             if member.suffix in SUFFIXES and member.is_file():
                 try:
                     yield from load_certificates(errors.read_input(member))
-                except (MalformedEvidence, NotGenuine):
-                    continue
+                except (MalformedEvidence, NotGenuine) as error:
+                    click.echo(f"left out  {member}: {error}")
 
 
 def _roots(root_set: str) -> Roots:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Words
-from snpbook.hardware.machine import ASEG
 from snpbook.hardware.rmp import U64, decode_states
 from snpbook.spec import rmp as spec
+from snpbook.spec.memory_map import ASEG
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.rmp import ASSIGNED, IMMUTABLE, LOCK, VALIDATED
 from snpbook.spec.status import FirmwareRefusal, Status, require

@@ -11,12 +11,12 @@ import numpy as np
 from snpbook.firmware.pages import check_address, check_run, first_refusal, look_up, reclaim, writable
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.dram import page_numbers
-from snpbook.hardware.machine import ASEG, HT_HOLE
 from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
 from snpbook.spec.commands import PLATFORM_STATUS, RANGE_ENTRY, RANGE_LIST_HEADER, RANGE_LIST_LIMIT
 from snpbook.spec.context import PlatformState
 from snpbook.spec.layout import Record
+from snpbook.spec.memory_map import ASEG, HT_HOLE
 from snpbook.spec.msr import (
     HWCR_SMM_LOCK,
     RMP_ALIGNMENT,

@@ -15,6 +15,7 @@ from snpbook.hardware.exits import GeneralProtection
 from snpbook.hardware.mailbox import Mailbox
 from snpbook.hardware.rmp import Rmp, RmpRange
 from snpbook.spec.image import FOUR_GIB
+from snpbook.spec.memory_map import HT_HOLE, LOW_DRAM_END, TSEG_SIZE
 from snpbook.spec.msr import (
     HWCR_SMM_LOCK,
     RMP_ALIGNMENT,
@@ -26,9 +27,6 @@ from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.products import Product
 from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
 from snpbook.trace import Trace
-
-LOW_DRAM_END = 0x8000_0000
-TSEG_SIZE = 0x100_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,6 @@ class MemoryMap:
         room = [(0, low - TSEG_SIZE), *dram[1:]]
         above = next(end for start, end in reversed(room) if end - start >= size)
         return cls(tuple(dram), (low - TSEG_SIZE, low), RmpRange(above - size, above - 1))
-
-
-ASEG = (0xA_0000, 0xC_0000)
-"""The compatible SMM space, where a PC has its video memory."""
-HT_HOLE = (0xFD_0000_0000, 0xFE_0000_0000)
-"""Addresses that no DRAM answers to, on a machine large enough to reach them."""
 
 
 class Core:

@@ -1,12 +1,13 @@
 """Makes `data/firmware/sample.fd`: a small image in the shape of OVMF, so that nothing need be downloaded.
 
-It has what a launch reads (GUID table, SEV metadata, reset block, areas for hashes and secrets) in the
-places of edk2's AmdSev build; its code is a HLT loop, and guest programs of the model stand for the rest.
+It has what a launch reads (GUID table, SEV metadata, reset block, areas for hashes and secrets), in the
+places that `sample.toml` beside it names; its code is a HLT loop, and guest programs of the model stand for the rest.
 Run `python -m snpbook.tools.sample_image` to write the file again; the same bytes come out.
 """
 
 from __future__ import annotations
 
+import tomllib
 from hashlib import shake_256
 from uuid import UUID
 
@@ -24,24 +25,14 @@ from snpbook.spec.pages import PAGE_SIZE
 from snpbook.spec.resources import resource
 
 PAGES = 16
-RESET_CODE = bytes.fromhex("f4ebfd")
+RESET_CODE = b"\xf4\xeb\xfd"
 """HLT; JMP to it."""
-SECTIONS = (
-    Section(SectionType.SEC_MEM, 0x800000, 0x9000),
-    Section(SectionType.SEC_MEM, 0x80A000, 0x3000),
-    Section(SectionType.SECRETS, 0x80D000, 0x1000),
-    Section(SectionType.CPUID, 0x80E000, 0x1000),
-    Section(SectionType.SVSM_CAA, 0x80F000, 0x1000),
-    Section(SectionType.KERNEL_HASHES, 0x810000, 0x1000),
-    Section(SectionType.SEC_MEM, 0x811000, 0xF000),
-)
-AP_RESET_EIP = 0x80B004
-SECRET_AREA = (0x810000, 0xC00)
-HASH_AREA = (0x810C00, 0x400)
 
 
 def build() -> bytes:
     """The image: filler pages, some of them uniform as in real firmware, and the tables at the end."""
+    places = tomllib.loads(resource("data", "firmware", "sample.toml").read_text())
+    sections = [Section(SectionType[s["type"]], s["gpa"], s["size"]) for s in places["section"]]
     image = bytearray()
     for page in range(PAGES):
         kind = page % 4
@@ -52,19 +43,19 @@ def build() -> bytes:
     image[reset:] = RESET_CODE.ljust(16, b"\x90")
     metadata = METADATA_HEADER.pack(
         signature=SIGNATURE,
-        size=METADATA_HEADER.size + len(SECTIONS) * METADATA_SECTION.size,
+        size=METADATA_HEADER.size + len(sections) * METADATA_SECTION.size,
         version=1,
-        count=len(SECTIONS),
+        count=len(sections),
     )
-    metadata += b"".join(METADATA_SECTION.pack(gpa=s.gpa, size=s.size, type=s.type) for s in SECTIONS)
+    metadata += b"".join(METADATA_SECTION.pack(gpa=s.gpa, size=s.size, type=s.type) for s in sections)
     start = len(image) - PAGE_SIZE
     image[start : start + len(metadata)] = metadata
     table = _table(
         {
             guid.SEV_METADATA: _u32(len(image) - start),
-            guid.HASH_TABLE_AREA: _u32(*HASH_AREA),
-            guid.SECRET_AREA: _u32(*SECRET_AREA),
-            guid.SEV_ES_RESET_BLOCK: _u32(AP_RESET_EIP),
+            guid.HASH_TABLE_AREA: _u32(*places["hash_area"]),
+            guid.SECRET_AREA: _u32(*places["secret_area"]),
+            guid.SEV_ES_RESET_BLOCK: _u32(places["ap_reset_eip"]),
         }
     )
     end = len(image) - FOOTER_GAP

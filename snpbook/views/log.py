@@ -7,15 +7,14 @@ unfolds to its single steps where the reader asks for it, in a `details` element
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from snpbook.spec.rmp import RmpCode
-from snpbook.spec.sizes import format_size
 from snpbook.spec.status import Status
-from snpbook.trace import Encryption, Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
+from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
 from snpbook.views.static import Static
 from snpbook.views.tables import Markup, table
 from snpbook.views.values import show
@@ -34,22 +33,13 @@ class Row:
     count: int
     detail: str
     result: str
-    ok: bool = True
-    event: Event | None = None
+    ok: bool
+    event: Event
 
 
 def rows(events: Iterable[Event]) -> list[Row]:
-    """One row per event; neighbouring accesses of one ASID through the encryption engine are summed."""
-    result: list[Row] = []
-    for access, group in groupby(events, key=lambda e: (e.operation, e.asid) if isinstance(e, Encryption) else id(e)):
-        found = list(group)
-        if isinstance(access, int):
-            result.append(row(found[0]))
-        else:
-            moved = [event for event in found if isinstance(event, Encryption)]
-            total = replace(moved[0], size=sum(event.size for event in moved))
-            result.append(replace(row(total), count=len(moved), event=None))
-    return result
+    """One row per event, in order."""
+    return [row(event) for event in events]
 
 
 def row(event: Event) -> Row:
@@ -71,8 +61,6 @@ def _words(event: Event) -> tuple[str, str, str, str, str, bool]:
             return "VMM", event.device, event.name, _arguments(event.arguments), answer, event.errno == 0
         case VmExit():
             return f"vCPU {event.vcpu}", "KVM", event.reason, _arguments(event.detail), "exit", True
-        case Encryption():
-            return "memory", "engine", event.operation, f"ASID {event.asid}, {format_size(event.size)}", "ok", True
         case Message():
             return event.source, "console", "message", event.text, "", True
     raise TypeError(f"the log has no words for {type(event).__name__}")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from snpbook.views.palette import Theme
 from tests.lab_server import PATIENCE, TOKEN, free_port, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
@@ -25,8 +26,9 @@ _SETTINGS = {
     "@jupyterlab/apputils-extension/themes.jupyterlab-settings": {"adaptive-theme": True},
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
 }
-_RAN = """() => Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt'),
+_PROMPTS = """() => Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt'),
     prompt => Number((prompt.textContent.match(/\\d+/) || [0])[0]))"""
+_ERROR = ".jp-OutputArea [data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea [data-mime-type*='error']"
 
 
 @contextmanager
@@ -77,13 +79,19 @@ class LabPage:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
 
+    def choose(self, menu: str, entry: str) -> None:
+        """Choose an entry of a menu."""
+        self.page.get_by_role("menuitem", name=menu, exact=True).click()
+        self.page.locator(".lm-Menu-itemLabel").get_by_text(entry, exact=True).click()
+
     def run_all(self) -> None:
-        """Run every cell and wait for the last answer."""
+        """Clear what is shown, run every cell by the menu, and wait for the last answer or the first error."""
         self.page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-        before = max(self.page.evaluate(_RAN), default=0)
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_text("Run All Cells", exact=True).click()
-        self.page.wait_for_function(f"before => ({_RAN})().every(count => count > before)", arg=before)
+        self.choose("Edit", "Clear Outputs of All Cells")
+        self.page.wait_for_function(f"({_PROMPTS})().every(count => count === 0)")
+        self.choose("Run", "Run All Cells")
+        script = f"error => ({_PROMPTS})().every(count => count > 0) || document.querySelector(error)"
+        self.page.wait_for_function(script, arg=_ERROR)
 
     def cell(self, text: str) -> "playwright.Locator":
         """The code cell whose source holds `text`."""
@@ -96,19 +104,21 @@ class LabPage:
         return str(self.cell(text).locator(".jp-OutputArea-output").last.inner_text())
 
     def retype(self, text: str, source: str) -> None:
-        """Replace the source of the cell that holds `text`, by keyboard, and run it."""
-        self.cell(text).locator(".cm-content").click()
-        before = max(self.page.evaluate(_RAN))
+        """Replace the source of the cell that holds `text`, by keyboard, run it, and wait for its answer."""
+        cell = self.cell(text)
+        number = cell.evaluate("cell => Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell')).indexOf(cell)")
+        before = self.page.evaluate(_PROMPTS)[number]
+        cell.locator(".cm-content").click()
         self.page.keyboard.press("ControlOrMeta+a")
         self.page.keyboard.insert_text(source)
-        self.page.keyboard.press("Control+Enter")
-        self.page.wait_for_function(f"before => ({_RAN})().some(count => count > before)", arg=before)
+        self.page.keyboard.press("ControlOrMeta+Enter")
+        self.page.wait_for_function(f"([number, before]) => ({_PROMPTS})()[number] > before", arg=[number, before])
 
     def check(self) -> None:
         """No error on the page, no widget that failed to show, nobody asked outside this machine."""
         assert self.errors == []
         assert self.page.get_by_text("Error displaying widget").count() == 0
-        assert self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+        assert self.page.locator(_ERROR).all_inner_texts() == []
         assert self.strangers == set()
 
     def colours(self) -> set[str]:
@@ -127,3 +137,12 @@ class LabPage:
     def label(self) -> str:
         """The accessible name of the map's canvas."""
         return str(self.page.locator(MAP).get_attribute("aria-label"))
+
+
+@contextmanager
+def opened(chromium: "playwright.Browser", base: str, name: str, theme: Theme) -> Iterator[LabPage]:
+    """The notebook `name` of the server at `base`, opened in a window in the colours of `theme`."""
+    with chromium.new_context(viewport={"width": 1400, "height": 1800}, color_scheme=theme.name) as context:
+        page = LabPage(context.new_page())
+        page.open(base, name)
+        yield page

@@ -104,7 +104,11 @@ def test_a_folder_of_certificates(run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.pem").write_text("no certificate")
     (tmp_path / "deeper.pem").mkdir()
     for name in ("milan", "genoa"):
-        assert run("verify", report_file(name), "--certs", tmp_path, *JUNE).code == 0
+        ending = run("verify", report_file(name), "--certs", tmp_path, *JUNE)
+        assert ending.code == 0
+        assert [line.split()[2] for line in ending.output.splitlines() if line.startswith("left out")] == [
+            f"{tmp_path / left}:" for left in ("crl.der", "notes.pem")
+        ]
 
 
 @needs_vectors

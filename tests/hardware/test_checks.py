@@ -1,24 +1,16 @@
-"""Access checks: the full product of entries and accesses against the reference; no check can be left out unseen."""
+"""Access checks: the product of entries and accesses, against the reference."""
 
-import ast
 import itertools
-import random
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pytest
 
-from snpbook.hardware import checks, instructions
 from snpbook.hardware.checks import Access, check_guest, check_guest_one, check_write
 from snpbook.hardware.rmp import Rmp
 from snpbook.spec.pages import VmplPermission
-from tests.hardware.tables import ENTRIES, LIBRARY, compare, copy, names, table
+from tests.hardware.tables import ENTRIES, copy, names, table
 from tests.reference.rmp import Entry, ReferenceRmp
-from tests.sampling import ALL, sampled
+from tests.sampling import sampled
 
 FLAGS = ("assigned", "immutable", "validated")
 ENTRY_CASES = [
@@ -30,7 +22,7 @@ ACCESSES = list(itertools.product((0, 1, 3), (0, 1, 3, 8), (False, True), (512, 
 
 def tables() -> Iterator[tuple[ReferenceRmp, Rmp, Rmp]]:
     """One table for each kind of entry, at the head of a 2 MB region, with a neighbour."""
-    for values in sampled(ENTRY_CASES, 48):
+    for values in sampled(ENTRY_CASES, 20):
         model = ReferenceRmp(ENTRIES)
         model.table[512] = Entry(**values, vmpl=[15, 1, 0, 8])
         neighbour = {name: value for name, value in values.items() if name != "large"}
@@ -101,76 +93,3 @@ def test_long_runs_and_arrays() -> None:
         for vmpl, need in ((0, VmplPermission.READ | VmplPermission.WRITE), (1, VmplPermission.WRITE)):
             found = check_guest(rmp, pages, gfns, 5, vmpl, need)
             assert names(found) == [model.check(int(p), int(p) + 3, 5, vmpl, need) for p in pages]
-
-
-# Mutations: each check of the library is deleted once, and the comparison with the reference must notice.
-
-
-class _Delete(ast.NodeTransformer):
-    """Deletes the n-th check: a call of `refuse`, an element of a list of checks, an `if` that only returns a result."""
-
-    def __init__(self, number: int) -> None:
-        self.left, self.deleted = number, ""
-
-    def _hit(self, node: ast.AST) -> bool:
-        self.left -= 1
-        if self.left == -1:
-            self.deleted = ast.unparse(node)
-        return self.left == -1
-
-    def visit_Expr(self, node: ast.Expr) -> Any:  # noqa: N802
-        called = node.value.func if isinstance(node.value, ast.Call) else None
-        return ast.Pass() if isinstance(called, ast.Name) and called.id == "refuse" and self._hit(node) else node
-
-    def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: N802
-        if isinstance(node.value, ast.List) and ast.unparse(node.targets[0]) == "checks":
-            node.value.elts = [element for element in node.value.elts if not self._hit(element)]
-        return node
-
-    def visit_If(self, node: ast.If) -> Any:  # noqa: N802
-        self.generic_visit(node)
-        refusal = isinstance(node.body[0], ast.Return) and len(node.body) == 1 and not node.orelse
-        mine = refusal and ("RmpCode." in ast.unparse(node.body) or "Access." in ast.unparse(node.body))
-        return ast.Pass() if mine and self._hit(node) else node
-
-
-def mutant(module: ModuleType, number: int, replaced: dict[str, Any]) -> tuple[ModuleType, str]:
-    """The module with its n-th check deleted (none, where there are fewer), and the text of that check."""
-    deletion = _Delete(number)
-    tree = ast.fix_missing_locations(deletion.visit(ast.parse(Path(str(module.__file__)).read_text())))
-    result = ModuleType(module.__name__)
-    exec(compile(tree, str(module.__file__), "exec"), result.__dict__)
-    result.__dict__.update(replaced)
-    return result, deletion.deleted
-
-
-def mutants() -> Iterator[tuple[str, Any]]:
-    for number in itertools.count():
-        mine, deleted = mutant(instructions, number, {})
-        if not deleted:
-            break
-        yield deleted, SimpleNamespace(**{**vars(LIBRARY), "rmpupdate": mine.rmpupdate, "pvalidate": mine.pvalidate})
-    for number in itertools.count():
-        other, deleted = mutant(checks, number, {"Access": Access})
-        if not deleted:
-            break
-        inner = {"check_guest": other.check_guest, "check_guest_one": other.check_guest_one}
-        mine, _ = mutant(instructions, sys.maxsize, inner)
-        own = {"check_guest": other.check_guest, "check_write": other.check_write, "pvalidate": mine.pvalidate}
-        yield deleted, SimpleNamespace(**{**vars(LIBRARY), **own})
-
-
-MUTANTS = list(mutants())
-
-
-def test_there_are_mutants_and_the_original_passes() -> None:
-    assert len(MUTANTS) >= 25
-    for seed in range(20):
-        compare(random.Random(seed), mapping=True)
-
-
-@pytest.mark.parametrize(("deleted", "library"), MUTANTS, ids=[text for text, _ in MUTANTS])
-def test_no_check_can_be_deleted(deleted: str, library: Any) -> None:
-    with pytest.raises((AssertionError, TypeError, IndexError, ValueError)):
-        for seed in range(1000 if ALL else 300):
-            compare(random.Random(seed), mapping=True, library=library)

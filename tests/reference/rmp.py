@@ -167,7 +167,7 @@ class ReferenceRmp:
     def recount(self) -> None:
         """Subpage counts and counters by ASID from their definitions."""
         self.counters = {}
-        for page, entry in list(self.table.items()):
+        for entry in self.table.values():
             entry.subpages = 0
             if entry.asid:
                 self.counters[entry.asid] = self.counters.get(entry.asid, 0) + (512 if entry.large else 1)

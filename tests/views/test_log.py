@@ -3,7 +3,7 @@ import pytest
 
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.status import Status
-from snpbook.trace import Encryption, Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
+from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
 from snpbook.views.log import STEPS, log, rows, steps
 from tests.views.reading import read
 
@@ -65,14 +65,6 @@ def test_steps_carry_their_own_answers() -> None:
 def test_scattered_pages_are_told_by_ends_and_number() -> None:
     event = FirmwareCommand(name="SNP_PAGE_RECLAIM", status=0, pages=np.array([5, 9, 300]))
     assert rows([event])[0].detail == "pfn 0x5..0x12c, 3 pages"
-
-
-def test_accesses_of_one_asid_are_summed() -> None:
-    moved = [Encryption(operation="write", asid=asid, spa=0, size=4096) for asid in (1, 1, 1, 2)]
-    found = rows([*moved, EVENTS[0], moved[0]])
-    assert [(row.count, row.detail) for row in found if row.target == "engine"] == [
-        (3, "ASID 1, 12 KiB"), (1, "ASID 2, 4 KiB"), (1, "ASID 1, 4 KiB"),
-    ]  # fmt: skip
 
 
 def test_an_unknown_event_is_refused() -> None:
