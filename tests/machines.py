@@ -15,6 +15,7 @@ from snpbook.firmware.table import power_on
 from snpbook.hardware.instructions import FIRMWARE, NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
+from snpbook.host.kvm import Vm
 from snpbook.spec import commands as buffers
 from snpbook.spec.commands import Command, MailboxRegister
 from snpbook.spec.layout import Layout
@@ -23,6 +24,7 @@ from snpbook.spec.pages import LaunchPage
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.products import product
 from snpbook.spec.status import Status
+from snpbook.system import Guest, System
 from snpbook.trace import Recorder, Trace
 
 MIB = 1 << 20
@@ -173,3 +175,38 @@ class World:
         return all(np.array_equal(region, other.memory[number]) for number, region in self.memory.items())
 
     __hash__ = None  # type: ignore[assignment]
+
+
+# Hosts and guests.
+
+
+def booted(name: str = "milan", seed: str = "tests", *, installed: int = 1 << 30) -> System:
+    """A system whose host has booted."""
+    system = System(name, seed, installed=installed)
+    system.host.boot()
+    return system
+
+
+def launched(system: System | None = None, **options: Any) -> Guest:
+    """A guest of the sample image, launched and not booted."""
+    guest = (system or booted()).create_vm(**options)
+    guest.launch()
+    return guest
+
+
+def frame_of(vm: Vm, gpa: int) -> int:
+    """The system address that backs a private guest page."""
+    slot = vm.slot_of(gpa >> 12)
+    assert slot is not None
+    number = (gpa >> 12) - slot.gfn
+    return int(slot.restricted.get(range(number, number + 1))[0]) << 12
+
+
+def private_bytes(guest: Guest, gpa: int, size: int) -> bytes:
+    """What the guest has in its private memory, read with its key behind everybody's back."""
+    return guest.system.machine.encryption.read(guest.vmm.vm.asid, frame_of(guest.vmm.vm, gpa) + gpa % PAGE, size)
+
+
+def poke_private(guest: Guest, gpa: int, data: bytes) -> None:
+    """Write the guest's private memory with its key."""
+    guest.system.machine.encryption.write(guest.vmm.vm.asid, frame_of(guest.vmm.vm, gpa) + gpa % PAGE, data)

@@ -22,7 +22,7 @@ from snpbook.guest.boot import Layout
 from snpbook.host.vmm import DirectBoot, VmmError
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.pem import pem_from_der
-from snpbook.spec.products import product_names
+from snpbook.spec.products import snp_product_names
 from snpbook.spec.report import ATTESTATION_REPORT
 from snpbook.spec.sizes import format_size
 from snpbook.system import GIB, Guest, Outcome, System, Verdict, sample_image
@@ -34,7 +34,9 @@ REMEDY = (
 
 
 @click.command
-@click.option("--product", type=click.Choice(product_names()), default="milan", show_default=True, help="The machine.")
+@click.option(
+    "--product", type=click.Choice(snp_product_names()), default="milan", show_default=True, help="The machine."
+)
 @click.option("--firmware", metavar="FILE", help="Firmware image of the guest (default: the sample image).")
 @click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True, help="vCPUs of the guest.")
 @click.option("--memory", type=Size(), default="64M", show_default=True, metavar="SIZE", help="Memory of the guest.")
@@ -57,10 +59,12 @@ def demo(
     as_json: bool,
 ) -> None:
     """Boot a machine, launch a guest on it, have it attested, and verify the report."""
-    if (initrd or append) and not kernel:
+    if kernel is None and (initrd is not None or append is not None):
         raise click.UsageError("--initrd and --append need --kernel.")
     image = _image(firmware)
-    boot = DirectBoot(read_input(kernel), read_input(initrd) if initrd else b"", append or "") if kernel else None
+    boot = None
+    if kernel is not None:
+        boot = DirectBoot(read_input(kernel), b"" if initrd is None else read_input(initrd), append or "")
     system = System(product, seed, installed=max(4 * GIB, -(-memory // GIB) * 2 * GIB + 2 * GIB))
     if tamper:
         flip_before_measurement(system)

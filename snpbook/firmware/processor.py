@@ -43,11 +43,13 @@ class SecureProcessor:
         self.machine, self.chip, self.rng = machine, chip, rng
         self._commands = commands
         product = machine.product
+        if product.firmware is None:
+            raise ValueError(f"{product.title}: no SNP firmware of it is modelled")
         self.release, self.min_sev_asid = product.firmware, product.min_sev_asid
         self.state = PlatformState.UNINIT
         self.rmp_built = False
-        self.current_tcb: Tcb = product.tcb
-        self.committed_tcb: Tcb = product.tcb
+        self.current_tcb: Tcb = self.release.tcb
+        self.committed_tcb: Tcb = self.release.tcb
         self.guest_count = 0
         self.asids = Asids(machine.cores, product.asid_limit, product.min_sev_asid)
         self._vcek: ec.EllipticCurvePrivateKey | None = None

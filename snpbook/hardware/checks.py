@@ -52,7 +52,7 @@ def check_guest(
     Returns `Access` values (n,).
     """
     if len(pages) == 1 and not large and rmp.words is not None:
-        return np.array([check_guest_one(rmp, int(pages[0]), int(gfns[0]), asid, vmpl, need)], np.uint8)
+        return np.array([check_guest_one(rmp, int(pages[0]), int(gfns[0]), asid, vmpl, int(need))], np.uint8)
     result = np.zeros(len(pages), np.uint8)
     wanted = U64(_GRANTED_FLAGS | asid << spec.ASID_SHIFT)
     need_bits = U64(int(need) << 8 * vmpl)

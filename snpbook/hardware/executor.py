@@ -195,13 +195,18 @@ class ProgramFailure(Exception):
 Program = Callable[[GuestCpu], Coroutine[Operation, Any, Any]]
 
 
+def _begin(program: Program) -> Generator[Operation, Any, Any]:
+    """The program's coroutine, made when it is first run: one that never runs is none that was never awaited."""
+    return (yield from program(GuestCpu()).__await__())
+
+
 class CoroutineExecutor:
     """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`."""
 
     def __init__(self) -> None:
         self.results: list[Any] = []
         self.outcome: Any = None
-        self._coroutine: Coroutine[Operation, Any, Any] | None = None
+        self._coroutine: Generator[Operation, Any, Any] | None = None
         self._pending: Operation | None = None
 
     def __repr__(self) -> str:
@@ -218,7 +223,7 @@ class CoroutineExecutor:
         """
         if self._coroutine is not None:
             raise RuntimeError("the vCPU still runs a program: run it to its end first")
-        self._coroutine, self._pending, self.results, self.outcome = program(GuestCpu()), None, [], None
+        self._coroutine, self._pending, self.results, self.outcome = _begin(program), None, [], None
         for result in results:
             self._advance()
             self.results.append(result)

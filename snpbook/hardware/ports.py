@@ -59,7 +59,8 @@ class HostCpu:
         source = np.frombuffer(data, np.uint8)
         if whole("spa", spa) < 0:
             raise ValueError(f"spa = {spa}: no address")
-        self._check(range(spa >> PAGE_SHIFT, -(-(spa + source.size) // PAGE_SIZE)))
+        if source.size:
+            self._check(range(spa >> PAGE_SHIFT, -(-(spa + source.size) // PAGE_SIZE)))
         self._machine.dram.write(spa, source)
 
     def write_pages(self, pages: Pages, data: Bytes) -> None:

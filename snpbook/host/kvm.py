@@ -152,10 +152,12 @@ class Vm:
 
     def _update_attributes(self, slot: Memslot, gfns: range, private: bool) -> None:
         """The SNP hook of v7: pages of the restricted file become the guest's, or the hypervisor's."""
+        frames = slot.restricted.get_prefix(range(gfns.start - slot.gfn, gfns.stop - slot.gfn))
+        if len(frames) < len(gfns):
+            printk(self.cpu, f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
         try:
-            frames = slot.restricted.get(range(gfns.start - slot.gfn, gfns.stop - slot.gfn))
             if private:
-                rmpupdate(self.cpu, as_pages(frames), gfns, NewState(assigned=True, asid=self.asid))
+                rmpupdate(self.cpu, as_pages(frames), gfns[: len(frames)], NewState(assigned=True, asid=self.asid))
             else:
                 make_shared(self.cpu, frames)
         except KernelError as error:

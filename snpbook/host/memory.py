@@ -103,6 +103,12 @@ class PageFile:
             self._prepare(as_pages(fresh))
         return frames
 
+    def get_prefix(self, offsets: range) -> Words:
+        """`get` for as many pages from the first on as memory allows."""
+        missing = np.flatnonzero(self._frames[offsets.start : offsets.stop] == _ABSENT)
+        room = self._allocator.free
+        return self.get(offsets[: int(missing[room])] if len(missing) > room else offsets)
+
     def close(self) -> None:
         """Give every page back to the kernel, as the hypervisor's."""
         frames = self._frames[self._frames != _ABSENT]

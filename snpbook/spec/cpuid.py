@@ -1,7 +1,8 @@
 """CPUID: the four registers of a leaf, and the leaves that say what a processor can encrypt.
 
-Bits of 8000_001F EAX are named here once; its other registers and 8000_0008, 8000_0025 and the signature
-are layouts. Sources: APM2 15.34 to 15.36, Linux cpuid.csv and cpufeatures.h (word 19).
+Bits of 8000_001F EAX are named here once; its other registers, 8000_0008 EAX and 8000_0025 are layouts.
+The signature of leaf 1 is `CpuidSignature` in `snpbook.spec.vmsa`. Sources: APM2 15.34 to 15.36, Linux cpuid.csv
+and cpufeatures.h (word 19).
 """
 
 from __future__ import annotations
@@ -90,22 +91,9 @@ INSTRUCTIONS = {
 }
 """The instructions on the RMP and the capability that brings each."""
 
-SIGNATURE = Layout(
-    "CpuidSignature",
-    16,
-    Cite("APM2", "CPUID Fn0000_0001 EAX"),
-    [
-        bits("stepping", 0, 4, 0, 4),
-        bits("base_model", 0, 4, 4, 4),
-        bits("base_family", 0, 4, 8, 4),
-        bits("extended_model", 0, 4, 16, 4),
-        bits("extended_family", 0, 4, 20, 8, note="added to the base family where that is 0xF"),
-    ],
-)
-
 ADDRESS_SIZES = Layout(
     "CpuidAddressSizes",
-    16,
+    4,
     Cite("APM2", "CPUID Fn8000_0008 EAX"),
     [
         bits("physical", 0, 4, 0, 8, note="bits of a system physical address"),

@@ -31,8 +31,8 @@ _QUADWORDS = {
     0x230: "sysenter_esp", 0x238: "sysenter_eip", 0x240: "cr2", 0x268: "g_pat", 0x270: "dbgctl",
     0x278: "br_from", 0x280: "br_to", 0x288: "last_excp_from", 0x290: "last_excp_to", 0x2E0: "spec_ctrl",
     0x2F0: "guest_tsc_scale", 0x2F8: "guest_tsc_offset", 0x300: "reg_prot_nonce", 0x308: "rcx", 0x310: "rdx",
-    0x318: "rbx", 0x328: "rbp", 0x330: "rsi", 0x338: "rdi", 0x340: "r8", 0x348: "r9", 0x350: "r10",
-    0x358: "r11", 0x360: "r12", 0x368: "r13", 0x370: "r14", 0x378: "r15", 0x390: "guest_exitinfo1",
+    0x318: "rbx", 0x320: "secure_avic_control", 0x328: "rbp", 0x330: "rsi", 0x338: "rdi", 0x340: "r8", 0x348: "r9",
+    0x350: "r10", 0x358: "r11", 0x360: "r12", 0x368: "r13", 0x370: "r14", 0x378: "r15", 0x390: "guest_exitinfo1",
     0x398: "guest_exitinfo2", 0x3A0: "guest_exitintinfo", 0x3A8: "guest_nrip", 0x3B0: "sev_features",
     0x3B8: "vintr_ctrl", 0x3C0: "guest_exitcode", 0x3C8: "virtual_tom", 0x3D0: "tlb_id", 0x3D8: "pcpu_id",
     0x3E0: "eventinj", 0x3E8: "xcr0", 0x400: "x87_dp", 0x418: "x87_rip",
@@ -64,7 +64,7 @@ VMSA = Layout(
 LOADABLE_REGISTERS = frozenset(_QUADWORDS.values()) - {
     "rip", "reg_prot_nonce", "guest_tsc_scale", "guest_tsc_offset", "guest_exitinfo1", "guest_exitinfo2",
     "guest_exitintinfo", "guest_nrip", "guest_exitcode", "sev_features", "vintr_ctrl", "virtual_tom", "tlb_id",
-    "pcpu_id", "eventinj",
+    "pcpu_id", "eventinj", "secure_avic_control",
 }  # fmt: skip
 """What software at CPL 0 loads by its own instructions; VMPL, CPL and what the table holds back are not among it."""
 

@@ -10,7 +10,7 @@ from html import escape
 from snpbook.views.static import Static
 
 _TABLE = "border-collapse:collapse;margin:4px 0;font-size:13px"
-_CAPTION = "caption-side:top;text-align:left;font-weight:600;padding:4px 0"
+_CAPTION = "caption-side:top;text-align:left;font-weight:600;padding:4px 0;white-space:nowrap"
 _CELL = "text-align:left;vertical-align:top;padding:3px 12px 3px 0"
 _MONO = f"{_CELL};font-family:monospace"
 

@@ -1,5 +1,4 @@
-// Draws a table of pages on two canvases: the pages themselves, and above them the cursor and what changed.
-// `now` is what there is to draw: { states, index, changes, changedAt }. Nothing here knows of widgets or words.
+// Draws pages on one canvas, cursor and changes on another above; knows nothing of widgets or words.
 
 const GUTTER = 72, PAD = 7; // css pixels left of the map, for page frame numbers, and around it, for the cursor
 const TALLEST = 380, LARGEST_CELL = 28;
@@ -100,7 +99,7 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     const [context, ratio] = prepare(canvas), [dx, dy] = cell().map((size) => size * ratio);
     const image = context.createImageData(Math.round(across() * ratio), Math.round(down() * ratio));
     const pixels = new Uint32Array(image.data.buffer), colours = looks.map((l) => packed(l[theme].fill));
-    (dx >= 1 ? magnify : condense)(pixels, colours, image.width, image.height, dx, dy);
+    (dx >= GRAIN ? magnify : condense)(pixels, colours, image.width, image.height, dx, dy);
     context.putImageData(image, Math.round(GUTTER * ratio), Math.round(PAD * ratio));
     if (view.scale >= LINES_FROM) detail(context);
     numbers(context);
@@ -116,15 +115,16 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     }
   }
 
-  // Several pages share a dot: the most particular state shows, so that a single page never vanishes.
+  // Pages share dots: the most particular state shows, and wide enough that a single page is seen.
   function condense(pixels, colours, w, h, dx, dy) {
     const { states } = now, best = new Uint8Array(w * h);
     const ranks = looks.map((l) => l.rank + 1), grains = looks.map((l) => (l.rank ? GRAIN : 1));
-    const dotOf = Int32Array.from({ length: columns }, (_, col) => Math.floor((col - view.x) * dx));
+    const dotOf = Int32Array.from({ length: columns + 1 }, (_, col) => Math.floor((col - view.x) * dx));
     for (let row = Math.max(0, Math.floor(view.y)); row < Math.min(rows, view.y + h / dy); row++) {
       const top = Math.max(0, Math.floor((row - view.y) * dy)), floor = Math.floor((row + 1 - view.y) * dy);
       for (let col = 0, i = row * columns; col < columns && i < states.length; col++, i++) {
-        const code = states[i], left = Math.max(0, dotOf[col]), right = Math.min(w, dotOf[col] + grains[code]);
+        const code = states[i], left = Math.max(0, dotOf[col]);
+        const right = Math.min(w, Math.max(dotOf[col + 1], dotOf[col] + grains[code]));
         const low = Math.min(h, Math.max(floor, top + grains[code]));
         for (let line = top; line < low; line++) {
           for (let dot = line * w + left; dot < line * w + right; dot++) {

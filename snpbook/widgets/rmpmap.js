@@ -1,5 +1,4 @@
-// The RMP map in the browser: the canvases of pagecanvas.js, their controls, the page inspector and the legend.
-// State comes from Python: one byte per page, the palette, the words of the label, the fields of one page.
+// The RMP map in the browser: canvases, controls, page inspector, legend. State comes from Python.
 
 const LARGE = 512; // pages of 4 KB in one of 2 MB
 
@@ -72,8 +71,9 @@ function render({ model, el }) {
   }
   function tellChanges() {
     const { runs, count, pages: all, to } = now.changes, many = count > 1 ? ` in ${grouped(count)} runs` : "";
-    const range = () => `pfn ${hex(first + runs[0][0])} to ${hex(first + to)}`;
-    changed.textContent = count ? `Changed: ${grouped(all)} ${all > 1 ? "pages" : "page"}${many}, ${range()}` : "";
+    const from = runs[0]?.[0], range = from === to ? "" : ` to ${hex(first + to)}`;
+    const text = () => `Changed: ${grouped(all)} ${all > 1 ? "pages" : "page"}${many}, pfn ${hex(first + from)}${range}`;
+    changed.textContent = count ? text() : "";
   }
   function tellPage() {
     const page = model.get("_page");

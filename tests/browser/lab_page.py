@@ -100,13 +100,15 @@ class LabPage:
         )
 
     def output(self, text: str) -> str:
-        """What the cell whose source holds `text` has answered."""
-        return str(self.cell(text).locator(".jp-OutputArea-output").last.inner_text())
+        """What the cell whose source holds `text` has answered, in sight or not."""
+        return str(self.cell(text).locator(".jp-OutputArea-output").last.text_content())
 
     def retype(self, text: str, source: str) -> None:
         """Replace the source of the cell that holds `text`, by keyboard, run it, and wait for its answer."""
         cell = self.cell(text)
-        number = cell.evaluate("cell => Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell')).indexOf(cell)")
+        number = cell.evaluate(
+            "cell => Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell')).indexOf(cell)"
+        )
         before = self.page.evaluate(_PROMPTS)[number]
         cell.locator(".cm-content").click()
         self.page.keyboard.press("ControlOrMeta+a")

@@ -38,6 +38,7 @@ def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[L
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / NAME)
     with opened(chromium, base, NAME, theme) as page:
         page.run_all()
+        page.check()
         page.page.wait_for_selector(MAP)
         yield page
         page.check()

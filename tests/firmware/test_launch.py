@@ -1,4 +1,4 @@
-"""SNP_LAUNCH_UPDATE and SNP_LAUNCH_FINISH, check by check; what each page type leaves; runs equal to single commands."""
+"""SNP_LAUNCH_UPDATE and SNP_LAUNCH_FINISH, check by check; what a page type leaves; runs equal to single commands."""
 
 from __future__ import annotations
 
@@ -182,13 +182,37 @@ def test_an_imi_page_says_so_in_the_digest() -> None:
 # The printed chain.
 
 CHAIN = [
-    (LaunchPage.NORMAL, 0, "9d13634b6014bb21cf059b2dc694e7bff01a8a7137041100cd2b695f3d10fb687267b97808b27f8f471d943bc6f53a20"),
-    (LaunchPage.ZERO, 0x1000, "3bb77aec4f0d90c147b6b7884b6bd5741994d2575305f89639c95186690d949261186702ef51f2fa7c0dd4c90f03ebfd"),
-    (LaunchPage.UNMEASURED, 0x2000, "2904df3d88c1174e011bf113d78e2e6a25a8d43cbe047460257dc617210d9dbad410737337d3abcb02c82f3fff625df4"),
-    (LaunchPage.SECRETS, 0x3000, "be5cbd2d68b9649eaa74bf51925b7722aeafd3df80590e24a91e6007453a529685fdbfde9c5ec0e2cd0def6f0e65f220"),
-    (LaunchPage.CPUID, 0x4000, "43af46e6b20bf630da0dbc6392e51fee9dfa805945d2411f0ed748bd44e3601c016e737b423dc8af9fd91b48bc8c5cca"),
-    (LaunchPage.VMSA, 0xFFFFFFFFF000, "f6741910fc3349f40b1f443300a3ca65c5046c5405db1dc42b13ae3d5cd36382e55114593fd48a9d80da790dbabd7b9d"),
-]  # fmt: skip
+    (
+        LaunchPage.NORMAL,
+        0,
+        "9d13634b6014bb21cf059b2dc694e7bff01a8a7137041100cd2b695f3d10fb687267b97808b27f8f471d943bc6f53a20",
+    ),
+    (
+        LaunchPage.ZERO,
+        0x1000,
+        "3bb77aec4f0d90c147b6b7884b6bd5741994d2575305f89639c95186690d949261186702ef51f2fa7c0dd4c90f03ebfd",
+    ),
+    (
+        LaunchPage.UNMEASURED,
+        0x2000,
+        "2904df3d88c1174e011bf113d78e2e6a25a8d43cbe047460257dc617210d9dbad410737337d3abcb02c82f3fff625df4",
+    ),
+    (
+        LaunchPage.SECRETS,
+        0x3000,
+        "be5cbd2d68b9649eaa74bf51925b7722aeafd3df80590e24a91e6007453a529685fdbfde9c5ec0e2cd0def6f0e65f220",
+    ),
+    (
+        LaunchPage.CPUID,
+        0x4000,
+        "43af46e6b20bf630da0dbc6392e51fee9dfa805945d2411f0ed748bd44e3601c016e737b423dc8af9fd91b48bc8c5cca",
+    ),
+    (
+        LaunchPage.VMSA,
+        0xFFFFFFFFF000,
+        "f6741910fc3349f40b1f443300a3ca65c5046c5405db1dc42b13ae3d5cd36382e55114593fd48a9d80da790dbabd7b9d",
+    ),
+]
 
 
 @pytest.mark.parametrize("mapping", [False, True], ids=["dictionary", "mapping"])
@@ -362,8 +386,8 @@ def test_a_command_without_a_page_cannot_be_repeated() -> None:
 
 
 def launch_finish(
-    low: int = 0, off: bool = False, gctx: int = GCTX, guest: str = "LAUNCH", asid: int = 1, stray: tuple[int, ...] = (),
-    **fields: Any,
+    low: int = 0, off: bool = False, gctx: int = GCTX, guest: str = "LAUNCH", asid: int = 1,
+    stray: tuple[int, ...] = (), **fields: Any,
 ) -> Attempt:  # fmt: skip
     board = Board().initialise()
     if guest == "INIT":

@@ -224,6 +224,6 @@ def test_platform_status_tells_what_is() -> None:
     assert raw[4:8] == (40).to_bytes(4, "little")
     assert raw[8:12] == bytes(4)
     assert raw[12:16] == (1).to_bytes(4, "little"), "one guest is launching"
-    tcb = int(board.machine.product.tcb).to_bytes(8, "little")
+    tcb = int(board.psp.release.tcb).to_bytes(8, "little")
     assert raw[16:32] == tcb + tcb
     assert board.state(FREE) == PageState.FIRMWARE

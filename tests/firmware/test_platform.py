@@ -211,5 +211,7 @@ def test_nothing_else_is_written() -> None:
     assert built.issue() is Status.SUCCESS
     after = World.of(built.board)
     rmp, buffer = PLACES["rmp"] // (2 * MIB), BUFFER // (2 * MIB)
-    changed = {n for n in after.memory if n not in before.memory or not np.array_equal(after.memory[n], before.memory[n])}
+    changed = {
+        n for n in after.memory if n not in before.memory or not np.array_equal(after.memory[n], before.memory[n])
+    }
     assert changed == {rmp, buffer}

@@ -74,9 +74,9 @@ def key_of(board: Board, vmpck: int = 0) -> bytes:
 
 
 def guest_request(
-    low: int = 0, off: bool = False, gctx: int = GCTX, guest: str = "RUNNING", request: int = REQUEST, response: int = RESPONSE,
-    request_in: int = 0, response_in: int = 0, request_new: NewState = HYPERVISOR, response_new: NewState = FIRMWARE,
-    count: int = 0, **header: Any,
+    low: int = 0, off: bool = False, gctx: int = GCTX, guest: str = "RUNNING", request: int = REQUEST,
+    response: int = RESPONSE, request_in: int = 0, response_in: int = 0, request_new: NewState = HYPERVISOR,
+    response_new: NewState = FIRMWARE, count: int = 0, **header: Any,
 ) -> Attempt:  # fmt: skip
     board = running(guest)
     context = board.psp.context(GCTX)
@@ -143,7 +143,9 @@ def test_every_protected_byte_counts(position: int) -> None:
 
 @pytest.mark.parametrize(("request_in", "response_in"), [(0, 0), (1, 3), (PAGE - 0xC0, FIT), (0x333, 0x222)])
 @pytest.mark.parametrize("request_new", [HYPERVISOR, FIRMWARE, NewState(assigned=True, asid=3)])
-def test_request_and_response_need_only_fit_their_pages(request_in: int, response_in: int, request_new: NewState) -> None:
+def test_request_and_response_need_only_fit_their_pages(
+    request_in: int, response_in: int, request_new: NewState
+) -> None:
     built = guest_request(request_in=request_in, response_in=response_in, request_new=request_new)
     before = World.of(built.board)
     assert built.issue() is Status.SUCCESS
@@ -260,7 +262,6 @@ def le(raw: bytes) -> int:
 def report_of(board: Board, **request: Any) -> bytes:
     assert ask(board, seal(key_of(board), report_request(**request))) is Status.SUCCESS
     return answer(board)[1][0x20:]
-
 
 
 @pytest.mark.parametrize("name", ["milan", "genoa"])

@@ -1,4 +1,4 @@
-"""No check can be left out unseen: each one is deleted from the library, and the comparison with the reference fails."""
+"""No check can be left out unseen: with any one of them deleted, the comparison with the reference fails."""
 
 import ast
 import itertools

@@ -219,3 +219,10 @@ def test_check_names_the_file(path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_clean_rewrites_the_file(path: Path) -> None:
     assert notebooks.main(["clean", str(write(path, chapter(), clean=False))]) == 0
     assert notebooks.check(path) == []
+
+
+def test_every_notebook_of_the_project_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    code = notebooks.main(["check"])
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert "00_first_light.ipynb: in order" in told

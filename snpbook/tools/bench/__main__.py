@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import encryption, launch
+from snpbook.tools.bench import encryption, launch, rmp
 from snpbook.tools.bench.measure import STEADY, Measurement, NotMeasurableError, Row, measure
 
-ROWS = [*encryption.ROWS, *launch.ROWS]
+ROWS = [*encryption.ROWS, *rmp.ROWS, *launch.ROWS]
 
 _FILE_WIDTH = 120  # of the table where no terminal sets one
 

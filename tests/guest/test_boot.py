@@ -1,0 +1,381 @@
+"""The guest's boot: it accepts its memory and nothing else, each page once, and ends where the host cheats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from snpbook.guest.boot import SHARED_PAGES, Layout, accept, unaccepted
+from snpbook.guest.ghcb import Ghcb, Reason, Terminated
+from snpbook.hardware.executor import GuestCpu
+from snpbook.hardware.exits import GuestException
+from snpbook.hardware.instructions import NewState
+from snpbook.host import convert, vmm
+from snpbook.host import ghcb as host_ghcb
+from snpbook.host.kvm import Vcpu, Vm
+from snpbook.spec import kvm as kvm_spec
+from snpbook.spec.image import Image, ImageError
+from snpbook.spec.msr import Msr
+from snpbook.spec.pages import LaunchPage, PageState
+from snpbook.spec.rmp import ASSIGNED, VALIDATED
+from snpbook.spec.vmcb import VMCB
+from snpbook.system import Guest, sample_image
+from snpbook.trace import Instruction, VmExit
+from tests.attest import ovmf_images as ovmf
+from tests.machines import MIB, PAGE, booted, frame_of, launched, private_bytes
+from tests.sampling import sampled
+
+SMALL = "12 MiB"
+SECTIONS = [(0x800, 9), (0x80A, 3), (0x80D, 1), (0x80E, 1), (0x80F, 1), (0x810, 1), (0x811, 15)]
+"""The sample image's sections, in pages: what the launch validates."""
+
+
+def terminated(guest: Guest, program: Callable[[GuestCpu], Any] | None = None) -> tuple[int, int]:
+    """Run a guest to its termination request: (reason set, reason) as the host sees them."""
+    with pytest.raises(RuntimeError, match="SYSTEM_EVENT"):
+        guest.run(program) if program else guest.boot()
+    vcpu = guest.vmm.vcpus[0]
+    value = VMCB.unpack(guest.system.machine.dram.read(vcpu.vmcb, PAGE)).ghcb_gpa
+    assert value & 0xFFF == 0x100
+    return value >> 12 & 0xF, value >> 16
+
+
+# What it accepts.
+
+
+SIZES = {
+    "10 MiB": 10 * MIB,
+    "16 MiB": 16 * MIB,
+    "64 MiB": 64 * MIB,
+    20 * MIB + 5 * PAGE: 20 * MIB,
+    20 * MIB + 16 * PAGE: 20 * MIB + 16 * PAGE,
+    9 * MIB + PAGE: 9 * MIB + PAGE,
+    2048 * MIB + 19 * PAGE: 2048 * MIB + 16 * PAGE,
+    "3 GiB": 3072 * MIB,
+}
+"""RAM given, RAM that the clock's registers can tell: whole KiB below 16 MiB, 64 KiB above. The last two go on above
+4 GiB."""
+
+
+@pytest.mark.parametrize(("memory", "told"), [*list(SIZES.items())[:6], *sampled(list(SIZES.items())[6:], 1)])
+def test_it_accepts_its_ram_once_and_nothing_else(memory: int | str, told: int) -> None:
+    system = booted(installed=8 << 30)
+    guest = launched(system, memory=memory)
+    place = Layout.of(guest.vmm.image)
+    runs = [np.zeros(0, np.uint64)]
+
+    def count(event: object) -> None:
+        if isinstance(event, Instruction) and event.name == "PVALIDATE":
+            became = event.after[:, 0] & ~event.before[:, 0] & np.uint64(VALIDATED) != 0
+            runs.append(event.before[became, 0] >> np.uint64(12) & np.uint64((1 << 39) - 1))
+
+    system.trace.subscribe(count)
+    accepted = guest.boot()
+    gfns, times = np.unique(np.concatenate(runs), return_counts=True)
+    assert set(times.tolist()) == {1}
+    low = min(told, 2 << 30) >> 12
+    expected = np.zeros((1 << 20) + (told >> 12), bool)
+    expected[:low] = expected[1 << 20 : (1 << 20) + (told >> 12) - low] = True
+    for first, pages in [*SECTIONS, (place.shared >> 12, SHARED_PAGES)]:
+        expected[first : first + pages] = False
+    assert np.array_equal(gfns, np.flatnonzero(expected))
+    assert accepted == len(gfns) * PAGE
+    assert system.counts.pages_validated == len(gfns)
+
+
+def test_every_private_page_of_ram_is_the_guests_and_valid_afterwards() -> None:
+    guest = launched(memory=SMALL)
+    guest.boot()
+    vm, rmp = guest.vmm.vm, guest.system.machine.rmp
+    place = Layout.of(guest.vmm.image)
+    for slot in vm.slots.values():
+        gfns = [
+            gfn for gfn in range(slot.gfn, slot.gfn + slot.count) if not 0 <= gfn - (place.shared >> 12) < SHARED_PAGES
+        ]
+        entries = rmp.load(slot.restricted.get(range(slot.count)))
+        for gfn in gfns:
+            low = int(entries[gfn - slot.gfn, 0])
+            assert low & (ASSIGNED | VALIDATED) == ASSIGNED | VALIDATED
+            assert (low >> 51 & 0x3FF, low >> 12 & (1 << 39) - 1) == (vm.asid, gfn)
+
+
+@pytest.mark.parametrize("memory", [SMALL, "64 MiB"])
+def test_shared_pages_stay_the_hosts(memory: str) -> None:
+    guest = launched(memory=memory)
+    guest.boot()
+    place = Layout.of(guest.vmm.image)
+    gfns = range(place.shared >> 12, (place.shared >> 12) + SHARED_PAGES)
+    assert not guest.vmm.vm.is_private(gfns).any()
+    frames = guest.vmm.vm.slots[0].shared.get(gfns)
+    states = {int(guest.system.machine.rmp.states(range(int(f), int(f) + 1))[0]) for f in frames}
+    assert states == {PageState.HYPERVISOR}
+
+
+def test_the_parts_that_are_left_to_accept() -> None:
+    """By hand: one range below the shared pages, the gaps between sections, the rest, and what lies above 4 GiB."""
+    image = sample_image()
+    place = Layout.of(image)
+    assert place == Layout(tables=0x800000, shared=0x1000, secrets=0x80D000)
+    left = unaccepted(image, place, [range(0xA00), range(0x100000, 0x100010)])
+    assert left == [range(1), range(4, 0x800), range(0x809, 0x80A), range(0x820, 0xA00), range(0x100000, 0x100010)]
+    assert unaccepted(image, place, [range(0x805)]) == [range(1), range(4, 0x800)]
+
+
+def image_with(sections: list[tuple[int, int, int]]) -> Image:
+    entries = [ovmf.entry(ovmf.METADATA, (2000).to_bytes(4, "little")), ovmf.entry(ovmf.RESET, bytes(4))]
+    return Image.parse(ovmf.place(ovmf.image([bytes(4096)], entries), ovmf.metadata(sections), 2000))
+
+
+@pytest.mark.parametrize(
+    ("sections", "missing"),
+    [
+        ([], "no SEV metadata"),
+        ([(0x800000, 0x4000, ovmf.SEC_MEM)], "secrets page"),
+        ([(0x800000, 0x3000, ovmf.SEC_MEM), (0x900000, 0x1000, ovmf.SECRETS)], "SEC memory of 4 pages"),
+    ],
+)
+def test_images_that_cannot_boot(sections: list[tuple[int, int, int]], missing: str) -> None:
+    with pytest.raises(ImageError, match=missing):
+        Layout.of(image_with(sections))
+
+
+def test_shared_pages_avoid_sections_at_the_bottom() -> None:
+    image = image_with([(0x1000, 0x5000, ovmf.SEC_MEM), (0x7000, 0x1000, ovmf.SECRETS), (0x9000, 0x1000, ovmf.CPUID)])
+    assert Layout.of(image).shared == 0xA000
+
+
+# A host that cheats with pages.
+
+
+async def touch(cpu: GuestCpu, address: int) -> bytes:
+    data: bytes = await cpu.read(address, 8)
+    return data
+
+
+def swap(guest: Guest, gpa: int) -> None:
+    """Give the guest a new page at an address that it has validated already."""
+    vm, system = guest.vmm.vm, guest.system
+    fresh = system.host.memory.take(1)
+    codes = system.host.cpu.rmpupdate(fresh, np.array([gpa >> 12], np.uint64), NewState(assigned=True, asid=vm.asid))
+    assert not codes.any()
+    vm.tables.map(gpa >> 12, fresh)
+
+
+def test_a_swapped_page_is_a_vc_that_ends_the_guest() -> None:
+    guest = launched(memory=SMALL)
+    guest.boot()
+    swap(guest, 0x500000)
+    with pytest.raises(RuntimeError, match="SHUTDOWN"):
+        guest.run(lambda cpu: touch(cpu, 0x500000))
+
+
+def test_the_vc_has_the_code_for_a_page_that_is_not_validated() -> None:
+    guest = launched(memory=SMALL)
+    guest.boot()
+    swap(guest, 0x500000)
+
+    async def program(cpu: GuestCpu) -> tuple[int, int, int]:
+        try:
+            await cpu.read(0x500000, 8)
+        except GuestException as exception:
+            return exception.vector, exception.error, exception.address
+        raise AssertionError("the swapped page was read")
+
+    assert guest.run(program) == (29, 0x404, 0x500000)
+
+
+def test_the_guests_own_memory_is_never_another_guests() -> None:
+    """One guest's page at the other's address: the reverse map refuses it, and the fault maps the right one again."""
+    system = booted()
+    first, second = launched(system, memory=SMALL), launched(system, memory=SMALL)
+    first.boot()
+    second.boot()
+    own = second.run(lambda cpu: touch(cpu, 0x500000))
+    second.vmm.vm.tables.map(0x500, np.array([frame_of(first.vmm.vm, 0x500000) >> 12], np.uint64))
+    log = system.record()
+    assert second.run(lambda cpu: touch(cpu, 0x500000)) == own
+    assert [event.reason for event in log.of(VmExit)] == ["NPF", "HLT"]
+
+
+def test_accepting_twice_ends_the_guest() -> None:
+    guest = launched(memory=SMALL)
+    guest.boot()
+    place = Layout.of(guest.vmm.image)
+
+    async def again(cpu: GuestCpu) -> None:
+        await accept(Ghcb(cpu, place.ghcb), range(0x500, 0x502))
+
+    assert terminated(guest, again) == (1, Reason.PVALIDATE)
+
+
+def test_a_page_that_the_launch_validated_behind_its_back_ends_the_guest() -> None:
+    """The VMM adds a page of RAM to the launch that the image does not declare."""
+    guest = booted().create_vm(memory=SMALL)
+    finish = guest.vmm.vm.snp_launch_finish
+
+    def with_a_page(host_data: bytes = bytes(32)) -> None:
+        guest.vmm.vm.snp_launch_update(0x500000, PAGE, LaunchPage.ZERO)
+        finish(host_data)
+
+    guest.vmm.vm.snp_launch_finish = with_a_page  # type: ignore[method-assign]
+    guest.launch()
+    assert terminated(guest) == (1, Reason.PVALIDATE)
+
+
+def test_a_host_that_assigns_nothing_keeps_the_guest_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers that the pages are private and does nothing: the guest cannot validate them, and nothing gets on."""
+    guest = launched(memory=SMALL)
+    monkeypatch.setattr(Vm, "_update_attributes", lambda *arguments: None)
+    with pytest.raises(OSError, match="ELOOP"):
+        guest.boot()
+    assert guest.system.counts.pages_validated == 0
+
+
+# A host that cheats with answers.
+
+HEADERS = {
+    "nothing done": (0, 252, 0),
+    "grew the list": (253, 300, 0),
+    "shrank the list": (253, 0, 0),
+    "beyond the list": (254, 252, 0),
+    "reserved bits": (253, 252, 7),
+}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, cur: int, end: int, reserved: int) -> None:
+    """A VMM that does what is asked and then writes its own header."""
+    honest = convert.complete
+
+    def lying(vcpu: Vcpu, **fields: Any) -> None:
+        header = cur.to_bytes(2, "little") + end.to_bytes(2, "little") + reserved.to_bytes(4, "little")
+        honest(vcpu, **{**fields, "shared_buffer": header + fields["shared_buffer"][8:]})
+
+    monkeypatch.setattr(convert, "complete", lying)
+
+
+@pytest.mark.parametrize("name", list(HEADERS))
+def test_lies_about_the_list_end_the_guest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = launched(memory="1 GiB", system=booted(installed=4 << 30))
+    answering(monkeypatch, *HEADERS[name])
+    assert terminated(guest) == (1, Reason.PSC)
+
+
+@pytest.mark.parametrize("info2", [1 << 32 | 1, 1 << 32 | 2, 0x100 << 32, 1])
+def test_a_refused_page_state_change_ends_the_guest(info2: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = launched(memory=SMALL)
+    honest = convert.complete
+    monkeypatch.setattr(convert, "complete", lambda vcpu, *a, **fields: honest(vcpu, **{**fields, "info2": info2}))
+    assert terminated(guest) == (1, Reason.PSC)
+
+
+def test_a_host_may_stop_early_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, honest = [], convert._convert
+
+    def ten_at_a_time(vm: Vm, fields: dict[str, Any]) -> tuple[int, int]:
+        served.append(len(fields["gfn"]))
+        return honest(vm, {name: column[:10] for name, column in fields.items()})
+
+    monkeypatch.setattr(convert, "_convert", ten_at_a_time)
+    guest = launched(memory=9 * MIB)
+    told = guest.boot()
+    assert told == 9 * MIB - (31 + SHARED_PAGES) * PAGE
+    assert served[:4] == [1, 253, 243, 233], "the first page of all, then a full list, shrinking"
+
+
+MSR_LIES = {
+    "too old": (0x001, 1 << 48 | 1 << 32 | 51 << 24 | 0x001),
+    "too new": (0x001, 4 << 48 | 3 << 32 | 51 << 24 | 0x001),
+    "no info": (0x001, 0x7FF),
+    "no SNP": (0x081, 0x081),
+    "no features": (0x081, 1 << 12 | 0x005),
+    "other page": (0x013, 0x9000 | 0x013),
+    "no page": (0x013, 0xFFFFFFFFFFFFF013),
+}
+
+
+@pytest.mark.parametrize("name", list(MSR_LIES))
+def test_protocol_refusals_end_the_guest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lie = MSR_LIES[name]
+    honest = host_ghcb.answer_msr
+    monkeypatch.setattr(
+        host_ghcb, "answer_msr", lambda vcpu, value: honest(vcpu, lie if value & 0xFFF == code else value)
+    )
+    assert terminated(launched(memory=SMALL)) == (1, Reason.REGISTER)
+
+
+@pytest.mark.parametrize("info1", [1, 2, 5])
+def test_a_refused_event_ends_the_guest(info1: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = vmm.complete
+    monkeypatch.setattr(vmm, "complete", lambda vcpu, *a, **fields: honest(vcpu, info1, 13, **fields))
+    assert terminated(launched(memory=SMALL)) == (1, Reason.REGISTER)
+
+
+def test_an_answer_without_its_register_ends_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAX of a port read counts only where the bitmap says so."""
+    monkeypatch.setattr(host_ghcb.spec, "valid_bitmap", lambda *names: bytes(16) if "rdx" in names else _bitmap(*names))
+    assert terminated(launched(memory=SMALL)) == (1, Reason.REGISTER)
+
+
+def _bitmap(*names: str) -> bytes:
+    offsets = {
+        "sw_exit_code": 0x390,
+        "sw_exit_info_1": 0x398,
+        "sw_exit_info_2": 0x3A0,
+        "sw_scratch": 0x3A8,
+        "rax": 0x1F8,
+    }
+    return sum(1 << offsets[name] // 8 for name in names).to_bytes(16, "little")
+
+
+def test_a_host_that_resumes_a_terminated_guest_finds_it_halted(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lie = MSR_LIES["no SNP"]
+    honest = host_ghcb.answer_msr
+    monkeypatch.setattr(
+        host_ghcb, "answer_msr", lambda vcpu, value: honest(vcpu, lie if value & 0xFFF == code else value)
+    )
+    guest = launched(memory=SMALL)
+    terminated(guest)
+    vcpu = guest.vmm.vcpus[0]
+    assert guest.vmm.run(vcpu) is kvm_spec.KvmExit.HLT
+    assert isinstance(vcpu.executor.outcome, Terminated)
+    assert vcpu.executor.outcome.reason is Reason.REGISTER
+
+
+def test_less_memory_than_there_is_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may give the guest less: it then uses less."""
+    guest = launched(memory="64 MiB")
+    guest.vmm.memory = 32 * MIB
+    assert guest.boot() == 32 * MIB - (31 + SHARED_PAGES) * PAGE
+
+
+def test_the_page_tables_are_private() -> None:
+    """512 GiB mapped one to one with the C-bit, but for three shared pages."""
+    guest = launched(memory=SMALL)
+    guest.boot()
+    place = Layout.of(guest.vmm.image)
+    pml4, _, _, pt = (np.frombuffer(private_bytes(guest, place.tables + i * PAGE, PAGE), "<u8") for i in range(4))
+    c_bit = np.uint64(1 << 51)
+    assert pml4[0] & c_bit
+    assert not pml4[1:].any()
+    assert [number for number in range(512) if not pt[number] & c_bit] == [1, 2, 3]
+    assert guest.system.machine.dram.read(frame_of(guest.vmm.vm, place.tables), PAGE) != pml4.tobytes()
+
+
+def test_the_ghcb_msr_is_the_hosts_to_write_and_changes_nothing() -> None:
+    """The host points the MSR at the guest's page tables; the guest keeps to the page that it chose."""
+    guest = launched(memory=SMALL)
+    guest.boot()
+    place, vcpu = Layout.of(guest.vmm.image), guest.vmm.vcpus[0]
+    tables = private_bytes(guest, place.tables, 4 * PAGE)
+    guest.system.host.cpu.write(vcpu.vmcb + VMCB.offset("ghcb_gpa"), place.tables.to_bytes(8, "little"))
+    assert len(guest.request_report(b"")) == 1184
+    assert private_bytes(guest, place.tables, 4 * PAGE) == tables
+
+    async def msr(cpu: GuestCpu) -> int:
+        value: int = await cpu.rdmsr(Msr.GHCB)
+        return value
+
+    assert guest.run(msr) == place.ghcb

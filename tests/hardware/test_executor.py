@@ -1,0 +1,197 @@
+"""Guest programs: where they lose the processor, what they go on with, and that their results are their place."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from snpbook.hardware.executor import CoroutineExecutor, GuestCpu, Operation, ProgramFailure
+from snpbook.hardware.exits import GuestException, Hlt, Npf, Shutdown, Vmgexit
+from snpbook.spec.msr import Msr
+from tests.hardware.guests import ASID, PAGE, Bench
+
+
+async def busy(cpu: GuestCpu) -> Any:
+    """A bit of everything."""
+    await cpu.write(0x10, b"hello")
+    await cpu.vmgexit()
+    codes, unchanged = await cpu.pvalidate(PAGE, 2)
+    try:
+        await cpu.read(5 * PAGE, 1)
+    except GuestException as exception:
+        await cpu.load(rax=exception.vector, rbx=exception.error)
+    await cpu.wrmsr(Msr.GHCB, 0x1234)
+    await cpu.hlt()
+    return codes.tolist(), unchanged.tolist(), await cpu.read(0x10, 5), await cpu.rdmsr(Msr.GHCB)
+
+
+def bench(**bits: int) -> Bench:
+    result = Bench()
+    result.give(0, 0x900)
+    for gfn in (1, 2):
+        result.give(gfn, 0x900 + gfn, validated=0)
+    result.give(5, 0x905, validated=0)
+    return result
+
+
+def test_a_program_from_exit_to_exit() -> None:
+    guest = bench()
+    guest.start(busy)
+    assert guest.run() == Vmgexit()
+    assert guest.read_vmsa().rip == 2
+    assert guest.run() == Hlt()
+    assert guest.executor.busy
+    vmsa = guest.read_vmsa()
+    assert (vmsa.rip, vmsa.rax, vmsa.rbx, vmsa.cr2) == (7, 29, 0x404, 5 * PAGE)
+    assert guest.read_vmcb().ghcb_gpa == 0x1234
+    assert guest.run() == Hlt()
+    assert not guest.executor.busy
+    assert guest.executor.outcome == ([0, 0], [False, False], b"hello", 0x1234)
+    assert guest.run() == Hlt()  # nothing to run
+
+
+def test_pvalidate_in_two_halves_is_pvalidate() -> None:
+    """The fault comes between two pages; the program sees one result."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        codes, unchanged = await cpu.pvalidate(0, 4)
+        return codes.tolist(), unchanged.tolist()
+
+    outcomes = []
+    for missing in ((), (2,), (0, 1, 3)):
+        guest = Bench()
+        for gfn in range(4):
+            if gfn not in missing:
+                guest.give(gfn, 0x900 + gfn, validated=int(gfn == 1))
+        guest.start(program)
+        exits = []
+        while guest.executor.busy:
+            exits.append(guest.run())
+            if isinstance(exits[-1], Npf):
+                gfn = exits[-1].gpa // PAGE
+                assert [guest.machine.rmp.entry(0x900 + g).validated for g in range(gfn)] == [1] * gfn
+                guest.give(gfn, 0x900 + gfn, validated=int(gfn == 1))
+        assert [exit_.gpa // PAGE for exit_ in exits if isinstance(exit_, Npf)] == list(missing)
+        assert guest.counts.pvalidates == 4
+        outcomes.append(guest.executor.outcome)
+    assert outcomes == [([0] * 4, [False, True, False, False])] * 3
+
+
+def test_results_lead_a_fresh_program_to_the_same_place() -> None:
+    """Fed with the results, a new coroutine goes on as the old one does, and the machine is not touched meanwhile."""
+    first, second = bench(), bench()
+    for guest in (first, second):
+        guest.start(busy)
+        guest.run()
+        guest.run()
+    before = second.machine.dram.read(0, second.machine.dram.size)
+    results, second.executor = list(second.executor.results), CoroutineExecutor()
+    second.executor.start(busy, results)
+    assert second.executor.results == results
+    assert second.machine.dram.read(0, second.machine.dram.size) == before
+    for guest in (first, second):
+        assert guest.run() == Hlt()
+    assert first.executor.outcome == second.executor.outcome
+    same = first.machine.dram, second.machine.dram
+    assert same[0].read(0, same[0].size) == same[1].read(0, same[1].size)
+
+
+def test_an_exception_that_nobody_handles_ends_the_vcpu() -> None:
+    async def at_once(cpu: GuestCpu) -> None:
+        await cpu.read(5 * PAGE, 1)
+
+    async def later(cpu: GuestCpu) -> None:
+        try:
+            await cpu.read(5 * PAGE, 1)
+        except GuestException as exception:
+            kept = exception
+        await cpu.load(rax=1)
+        raise kept
+
+    for program in (at_once, later):
+        guest = bench()
+        guest.start(program)
+        exit_ = guest.run()
+        assert isinstance(exit_, Shutdown)
+        assert "vector 29, error 0x404, address 0x5000" in exit_.reason
+        assert not guest.executor.busy
+        guest.start(busy)  # and the vCPU can be used again
+
+
+def test_a_program_that_gives_up_and_one_that_is_wrong() -> None:
+    async def gives_up(cpu: GuestCpu) -> None:
+        await cpu.load(rax=1)
+        raise ProgramFailure("no more")
+
+    async def wrong(cpu: GuestCpu) -> None:
+        await cpu.load(vmpl=1)
+
+    guest = bench()
+    guest.start(gives_up)
+    assert guest.run() == Hlt()
+    assert isinstance(guest.executor.outcome, ProgramFailure)
+    guest.start(wrong)
+    with pytest.raises(ValueError, match="vmpl: not a register that software loads"):
+        guest.run()
+    assert not guest.executor.busy
+
+
+def test_other_msrs_are_exceptions() -> None:
+    async def program(cpu: GuestCpu) -> Any:
+        try:
+            await cpu.rdmsr(Msr.SYSCFG)
+        except GuestException as exception:
+            return exception.vector, int(exception.error)
+
+    guest = bench()
+    guest.start(program)
+    guest.run()
+    assert guest.executor.outcome == (29, 0x7C)
+
+
+def test_one_program_at_a_time() -> None:
+    guest = bench()
+    guest.start(busy)
+    with pytest.raises(RuntimeError, match="still runs a program"):
+        guest.start(busy)
+
+
+BAD: list[tuple[Any, type[Exception], str]] = [
+    (lambda cpu: cpu.read(-1, 4), ValueError, "address = -0x1, size = 0x4: outside the 64-bit address space"),
+    (lambda cpu: cpu.read(0, -4), ValueError, "size = -0x4: outside"),
+    (lambda cpu: cpu.read(2**64 - 1, 2), ValueError, "outside the 64-bit address space"),
+    (lambda cpu: cpu.read(0.5, 2), TypeError, r"address = 0\.5: an integer"),
+    (lambda cpu: cpu.write(-5, b"x"), ValueError, "outside the 64-bit"),
+    (lambda cpu: cpu.pvalidate(8, 1), ValueError, "address = 0x8: PVALIDATE takes a page"),
+    (lambda cpu: cpu.pvalidate(0, 1.0), TypeError, r"count = 1\.0: an integer"),
+    (lambda cpu: cpu.pvalidate(0, -1), ValueError, "outside the 64-bit"),
+    (lambda cpu: cpu.wrmsr(Msr.GHCB, 1 << 64), ValueError, "value = 0x10000000000000000: a register holds 64 bits"),
+    (lambda cpu: cpu.load(rax=-1), ValueError, "rax = -0x1: a register holds 64 bits"),
+    (lambda cpu: cpu.load(sev_features=0), ValueError, "sev_features: not a register"),
+    (lambda cpu: cpu.load(rip=5), ValueError, "rip: not a register"),
+    (lambda cpu: cpu.load(eax=5), ValueError, "eax: not a register"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), BAD)
+def test_operands_that_no_instruction_has(call: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call(GuestCpu())
+
+
+def test_an_operation_names_what_it_lacks() -> None:
+    with pytest.raises(TypeError, match="Operation has no step"):
+        Operation().step(Bench().core())
+
+
+def test_keys_differ_from_guest_to_guest() -> None:
+    """What one guest writes another guest's core cannot read as plaintext, even where the host maps it."""
+    guest = bench()
+    guest.start(busy)
+    guest.run()
+    other = bytes(range(1, guest.machine.product.memory_key_size + 1))
+    guest.machine.encryption.install(ASID + 1, other)
+    pages = np.array([0x900], np.uint64)
+    mine, theirs = (guest.machine.encryption.read_pages(asid, pages).tobytes() for asid in (ASID, ASID + 1))
+    assert mine[0x10:0x15] == b"hello"
+    assert theirs[0x10:0x15] != b"hello"
