@@ -118,8 +118,11 @@ def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: i
         return Access.NOT_COVERED
     index = 2 * page
     low, high = words[index], words[index + 1]
-    if (low ^ (_GRANTED_FLAGS | gfn << spec.GFN_SHIFT | asid << spec.ASID_SHIFT)) & _IDENTITY_INT == 0:
+    differs = (low ^ (_GRANTED_FLAGS | gfn << spec.GFN_SHIFT | asid << spec.ASID_SHIFT)) & _IDENTITY_INT
+    if differs == 0:
         return Access.GRANTED if high >> 8 * vmpl & need == need else Access.VMPL
+    if differs == spec.VALIDATED:
+        return Access.NOT_VALIDATED
     base = index & ~(2 * PAGES_PER_LARGE - 1)
     if words[base] & (spec.ASSIGNED | spec.LARGE) == spec.ASSIGNED | spec.LARGE:
         low = words[base]
@@ -131,6 +134,4 @@ def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: i
         return Access.REVERSE_MAP
     if low & spec.IMMUTABLE:
         return Access.IMMUTABLE
-    if low & spec.LARGE:
-        return Access.PAGE_SIZE
-    return Access.NOT_VALIDATED  # the only bit left in which the entry can differ
+    return Access.PAGE_SIZE  # the only bit left in which the entry can differ

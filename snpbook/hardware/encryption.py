@@ -1,72 +1,100 @@
-"""The memory encryption engine: it stands between every core and DRAM, and knows a key for each ASID.
+"""The memory encryption engine: it stands between every core and DRAM, and holds the keys.
 
-The firmware alone installs and removes keys. Who may read or write which page with which key is decided before an
-access comes here. Sources: APM2 15.34 (keys by ASID); SNP ABI, guest policy bit 22; the ciphers in `xex` and `xts`.
+The host's key is drawn when the machine boots; the firmware alone installs and removes the others, each guest's under
+its ASID. Which key an access has (`key_choice`) and whether it is allowed is decided before it comes here. Sources:
+APM2 15.34; the published Genoa firmware (key ids); SNP ABI, guest policy bit 22; the ciphers in `xex` and `xts`.
 """
 
 from __future__ import annotations
 
-from operator import index
+from collections.abc import Mapping
+from hashlib import shake_256
 
 import numpy as np
 
-from snpbook.hardware.cipher import BLOCK_SIZE, STEP_PAGES, MemoryKey
-from snpbook.hardware.dram import Bytes, Dram, Pages
+from snpbook.hardware.cipher import NO_KEY, STEP_PAGES, MemoryKey
+from snpbook.hardware.dram import Bytes, Dram, Pages, Words, whole
+from snpbook.hardware.tweaks import BLOCK_SIZE, TweakConstant, boot_constants, naples_constants
 from snpbook.hardware.xex import Xex
 from snpbook.hardware.xts import Xts
+from snpbook.spec.encryption import SCHEMES, KeyId
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 
 
 class MissingKeyError(LookupError):
-    """An access under an ASID that has no key: VMRUN would have failed before."""
+    """An access under a key id that has no key: VMRUN would have failed before."""
 
 
 class MemoryEncryption:
     """The engine of one machine.
 
-    `scheme` is a product's `encryption`; `seed` draws what the machine draws at boot, the address constants of XEX.
-    Page numbers and addresses are the system's, without C-bit. Operands are checked before anything changes:
-    `TypeError` or `ValueError` name the argument and the rule, `MissingKeyError` the ASID.
+    `scheme` is a product's `encryption`; `seed` draws what the machine draws at boot: the host's key and, from Rome
+    on, the address constants of XEX. Key id 0 means unencrypted: its accesses see DRAM as it is. Page numbers and
+    addresses are the system's, without C-bit. Operands are checked before anything changes: `TypeError` or
+    `ValueError` name the argument and the rule, `MissingKeyError` the key id.
     """
 
     def __init__(self, dram: Dram, scheme: str, seed: bytes) -> None:
-        match scheme:
-            case "xex-aes-128":
-                self._cipher: Xex | Xts = Xex(seed)
-            case "xts-aes-256":
-                self._cipher = Xts()
-            case _:
-                raise ValueError(f"scheme = {scheme!r}: one of xex-aes-128, xts-aes-256")
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme = {scheme!r}: one of {', '.join(SCHEMES)}")
+        self._cipher = _cipher(scheme, seed)
         if dram.size > self._cipher.address_limit:
             raise ValueError(f"dram = {dram!r}: {scheme} reaches addresses below {self._cipher.address_limit:#x}")
         self.scheme = scheme
         self._dram = dram
-        self._keys: dict[int, MemoryKey] = {}
+        self._keys = {KeyId.UNENCRYPTED.value: NO_KEY}
+        self.install(KeyId.HOST, shake_256(b"host memory key" + seed).digest(SCHEMES[scheme].key_size))
 
     def __repr__(self) -> str:
-        return f"MemoryEncryption({self.scheme}, {len(self._keys)} keys)"
+        return f"MemoryEncryption({self.scheme}, {len(self._keys) - 2} keys besides the host's)"
 
-    def install(self, asid: int, key: bytes) -> None:
-        """Give an ASID its key, in place of one that it may have. ASID 0 is the host's (SME)."""
-        asid = _whole("asid", asid)
-        if asid < 0:
-            raise ValueError(f"asid = {asid}: not negative")
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return self._dram.size
+
+    @property
+    def constants(self) -> tuple[TweakConstant, ...]:
+        """The constants of a linear tweak, each with its origin; none for XTS."""
+        return self._cipher.constants
+
+    def install(self, key_id: int, key: bytes) -> None:
+        """Give a key id its key, in place of one that it may have. A guest's key id is its ASID."""
+        if not KeyId.UNENCRYPTED < whole("key_id", key_id) <= KeyId.HOST:
+            raise ValueError(f"key_id = {key_id}: 1 to {KeyId.HOST}; 0 means unencrypted")
         if len(key) != self._cipher.key_size:
             raise ValueError(f"key: {self.scheme} takes {self._cipher.key_size} bytes, not {len(key)}")
-        self._keys[asid] = self._cipher.key(key)
+        self._keys[whole("key_id", key_id)] = self._cipher.key(key)
 
-    def remove(self, asid: int) -> None:
-        """Forget an ASID's key. What was encrypted under it stays in DRAM, unreadable."""
-        self._key(asid)
-        del self._keys[asid]
+    def remove(self, key_id: int) -> None:
+        """Forget a key. What was encrypted under it stays in DRAM, unreadable."""
+        if key_id == KeyId.UNENCRYPTED:
+            raise ValueError(f"key_id = {key_id}: 1 to {KeyId.HOST}; 0 means unencrypted")
+        self.key(key_id)
+        del self._keys[key_id]
 
-    def has_key(self, asid: int) -> bool:
-        """Whether the ASID has a key."""
-        return asid in self._keys
+    def has_key(self, key_id: int) -> bool:
+        """Whether an access under the key id is possible."""
+        return key_id in self._keys
 
-    def read_pages(self, asid: int, pages: Pages) -> Bytes:
+    def key(self, key_id: int) -> MemoryKey:
+        """What the engine does to data under a key id."""
+        key = self._keys.get(whole("key_id", key_id))
+        if key is None:
+            raise MissingKeyError(f"key_id = {key_id}: no memory key is installed; the firmware does so on activation")
+        return key
+
+    def snapshot(self) -> Mapping[int, MemoryKey]:
+        """All keys by id, for `restore`; equal if the keys are."""
+        return dict(self._keys)
+
+    def restore(self, keys: Mapping[int, MemoryKey]) -> None:
+        """Hold the keys of a snapshot of this engine again, and no others."""
+        self._keys = dict(keys)
+
+    def read_pages(self, key_id: int, pages: Pages) -> Bytes:
         """The plaintext of whole pages, a new array (n, 4096)."""
-        key, pages = self._key(asid), self._pages(pages)
+        key, pages = self.key(key_id), self.checked_pages(pages)
         plain = np.empty((len(pages), PAGE_SIZE), np.uint8)
         if isinstance(pages, range):
             self._read(key, pages.start << PAGE_SHIFT, plain.reshape(-1))
@@ -74,9 +102,9 @@ class MemoryEncryption:
             key.decrypt.pages(pages, self._dram.gather(pages), plain)
         return plain
 
-    def write_pages(self, asid: int, pages: Pages, data: Bytes) -> None:
+    def write_pages(self, key_id: int, pages: Pages, data: Bytes) -> None:
         """Store whole pages from their plaintext (n, 4096). A page named twice keeps the later one."""
-        key, pages = self._key(asid), self._pages(pages)
+        key, pages = self.key(key_id), self.checked_pages(pages)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(pages), PAGE_SIZE):
             raise ValueError(f"data = {_shape(data)}: an array of uint8 ({len(pages)}, {PAGE_SIZE})")
         data = np.ascontiguousarray(data)
@@ -87,9 +115,9 @@ class MemoryEncryption:
             key.encrypt.pages(pages, data, cipher)
             self._dram.scatter(pages, cipher)
 
-    def encrypt_in_place(self, asid: int, pages: Pages) -> None:
+    def encrypt_in_place(self, key_id: int, pages: Pages) -> None:
         """Replace the raw contents of whole pages by their encryption, as a launch does. No page may be named twice."""
-        key, pages = self._key(asid), self._pages(pages)
+        key, pages = self.key(key_id), self.checked_pages(pages)
         if isinstance(pages, range):
             for offset, piece in self._dram.edit(pages.start << PAGE_SHIFT, len(pages) << PAGE_SHIFT):
                 key.encrypt.span((pages.start << PAGE_SHIFT) + offset, piece, piece)
@@ -102,20 +130,20 @@ class MemoryEncryption:
             key.encrypt.pages(part, self._dram.gather(part), cipher)
             self._dram.scatter(part, cipher)
 
-    def read(self, asid: int, spa: int, size: int) -> bytes:
+    def read(self, key_id: int, spa: int, size: int) -> bytes:
         """The plaintext of any range of bytes."""
-        key, spa, size = self._key(asid), _whole("spa", spa), _whole("size", size)
-        start, stop = self._blocks(spa, size)
+        key, spa, size = self.key(key_id), whole("spa", spa), whole("size", size)
+        start, stop = self.blocks(spa, size)
         if not size:
             return b""
         plain = np.empty(stop - start, np.uint8)
         self._read(key, start, plain)
         return plain[spa - start : spa - start + size].tobytes()
 
-    def write(self, asid: int, spa: int, data: bytes | bytearray | memoryview | Bytes) -> None:
+    def write(self, key_id: int, spa: int, data: bytes | bytearray | memoryview | Bytes) -> None:
         """Store any range of bytes from its plaintext. Blocks of 16 bytes that it fills in part keep their rest."""
-        key, spa, source = self._key(asid), _whole("spa", spa), np.frombuffer(data, np.uint8)
-        start, stop = self._blocks(spa, source.size)
+        key, spa, source = self.key(key_id), whole("spa", spa), np.frombuffer(data, np.uint8)
+        start, stop = self.blocks(spa, source.size)
         if not source.size:
             return
         plain = np.empty(stop - start, np.uint8)
@@ -126,25 +154,17 @@ class MemoryEncryption:
         plain[spa - start : spa - start + source.size] = source
         self._write(key, start, plain)
 
-    def _read(self, key: MemoryKey, spa: int, plain: Bytes) -> None:
-        for offset, piece in self._dram.pieces(spa, plain.size):
-            key.decrypt.span(spa + offset, piece, plain[offset : offset + piece.size])
+    def words(self, key_id: int, addresses: Words) -> Words:
+        """The little-endian 64-bit words at 8-byte aligned addresses (any shape), as page walks read them."""
+        if key_id == KeyId.UNENCRYPTED:
+            return self._dram.words(addresses)
+        pages, rows = np.unique(addresses >> np.uint64(PAGE_SHIFT), return_inverse=True)
+        inside = (addresses % np.uint64(PAGE_SIZE)) >> np.uint64(3)
+        found: Words = self.read_pages(key_id, pages).view("<u8")[rows.reshape(addresses.shape), inside]
+        return found
 
-    def _write(self, key: MemoryKey, spa: int, plain: Bytes) -> None:
-        pieces = list(self._dram.edit(spa, plain.size))
-        if any(np.may_share_memory(plain, piece) for _, piece in pieces):  # a view of DRAM is moved within DRAM
-            plain = plain.copy()
-        for offset, piece in pieces:
-            key.encrypt.span(spa + offset, plain[offset : offset + piece.size], piece)
-
-    def _key(self, asid: int) -> MemoryKey:
-        key = self._keys.get(_whole("asid", asid))
-        if key is None:
-            raise MissingKeyError(f"asid = {asid}: no memory key is installed; the firmware does so on activation")
-        return key
-
-    def _pages(self, pages: Pages) -> Pages:
-        """Checked page numbers; one page in an array becomes a run, which is faster."""
+    def checked_pages(self, pages: Pages) -> Pages:
+        """Page numbers that exist, an error for others; one page in an array becomes a run, which is faster."""
         if isinstance(pages, range):
             if pages.step != 1:
                 raise ValueError(f"pages = {pages}: a run has step 1")
@@ -157,18 +177,29 @@ class MemoryEncryption:
             raise ValueError(f"pages {first:#x} to {last:#x}: DRAM has {self._dram.size >> PAGE_SHIFT:#x} pages")
         return range(first, last + 1) if len(pages) == 1 else pages
 
-    def _blocks(self, spa: int, size: int) -> tuple[int, int]:
-        """The bounds of the blocks that hold a range of bytes."""
+    def blocks(self, spa: int, size: int) -> tuple[int, int]:
+        """The bounds of the blocks that hold a range of bytes, an error where it leaves memory."""
         if spa < 0 or size < 0 or spa + size > self._dram.size:
             raise ValueError(f"spa = {spa:#x}, size = {size:#x}: outside DRAM of {self._dram.size:#x} bytes")
         return spa // BLOCK_SIZE * BLOCK_SIZE, -(-(spa + size) // BLOCK_SIZE) * BLOCK_SIZE
 
+    def _read(self, key: MemoryKey, spa: int, plain: Bytes) -> None:
+        for offset, piece in self._dram.pieces(spa, plain.size):
+            key.decrypt.span(spa + offset, piece, plain[offset : offset + piece.size])
 
-def _whole(name: str, value: int) -> int:
-    try:
-        return index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r}: an integer") from None
+    def _write(self, key: MemoryKey, spa: int, plain: Bytes) -> None:
+        pieces = list(self._dram.edit(spa, plain.size))
+        if any(np.may_share_memory(plain, piece) for _, piece in pieces):  # a view of DRAM is moved within DRAM
+            plain = plain.copy()
+        for offset, piece in pieces:
+            key.encrypt.span(spa + offset, plain[offset : offset + piece.size], piece)
+
+
+def _cipher(scheme: str, seed: bytes) -> Xex | Xts:
+    if scheme == "xts-aes-256":
+        return Xts()
+    constants = naples_constants() if SCHEMES[scheme].fixed_tweak else boot_constants(seed)
+    return Xex(constants, tweaks_output=SCHEMES[scheme].tweaks_output)
 
 
 def _shape(value: object) -> str:

@@ -226,6 +226,7 @@ class CoroutineExecutor:
         self._coroutine, self._pending, self.results, self.outcome = _begin(program), None, [], None
         for result in results:
             self._advance()
+            self._pending = None
             self.results.append(result)
 
     def run(self, core: GuestCore) -> Exit:

@@ -274,9 +274,10 @@ def pvalidate(rmp: Rmp, pages: Words, gfns: Words, asid: int, validate: bool, la
 def pvalidate_one(rmp: Rmp, page: int, gfn: int, asid: int, validate: bool) -> bool | Access:
     """PVALIDATE of one 4 KB page on plain integers: the carry flag, or the check that faults."""
     found = check_guest_one(rmp, page, gfn, asid, 0, 0)
-    if found not in (Access.GRANTED, Access.NOT_VALIDATED):
+    granted = found == Access.GRANTED
+    if not granted and found != Access.NOT_VALIDATED:
         return Access(found)
-    if (found == Access.GRANTED) == validate:
+    if granted == validate:
         return True
     assert rmp.words is not None
     rmp.words[2 * page] ^= spec.VALIDATED

@@ -71,7 +71,10 @@ class Rmp:
         """
         pages = checked_pages("pages", pages, self.entries)
         if self._table is not None:
-            return self._table[as_slice(pages) if isinstance(pages, range) else pages]
+            if isinstance(pages, range):
+                return self._table[as_slice(pages)]
+            entries = self._table.view("V16")[:, 0].take(pages.view(np.int64))  # ten times as fast as indexing rows
+            return entries.view("<u8").reshape(-1, 2)
         numbers = page_numbers(pages)
         address = U64(self._first) + numbers * U64(spec.ENTRY_SIZE)
         return np.stack([self.dram.words(address), self.dram.words(address + U64(8))], axis=1)

@@ -1,56 +1,65 @@
-"""XEX-AES-128, the memory cipher of Milan: C = E(P ^ T(p)) ^ T(p) for the 16-byte block at address p.
+"""XE and XEX with AES-128, the memory ciphers of Naples, Rome and Milan, for the 16-byte block at address p.
 
-T is linear: the XOR of one 16-byte constant t_i for every set address bit i >= 4. Form and linearity are published
-for Naples (SEVurity, table I); that Milan keeps them, and how constants are drawn, is unconfirmed (MODEL).
+XE is C = E(P ^ T(p)), the first Naples parts; XEX is C = E(P ^ T(p)) ^ T(p), all others. T is linear, see `tweaks`.
+Form and linearity are published for Naples (SEVurity, table I); that Rome and Milan keep them is unconfirmed (MODEL).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from hashlib import shake_256
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from snpbook.hardware.cipher import BLOCK_SIZE, PAGE_WORDS, STEP_PAGES, MemoryKey, whiten
+from snpbook.hardware.cipher import PAGE_WORDS, STEP_PAGES, MemoryKey, whiten
 from snpbook.hardware.dram import Bytes, Words
+from snpbook.hardware.tweaks import BLOCK_SIZE, TWEAK_BITS, TweakConstant
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 
-_BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
+_BLOCK_BITS = TWEAK_BITS.start
 _WINDOW = STEP_PAGES * PAGE_SIZE  # an aligned range whose tweaks differ from another's by one constant
 _WINDOW_BITS = _WINDOW.bit_length() - 1
 _TILE_WORDS = 16 * PAGE_WORDS  # a repeated operand is fast from 8192 elements on, the length of NumPy's own steps
-_TABLE_BITS = 12  # page numbers are looked up in three tables
-_ADDRESS_BITS = PAGE_SHIFT + 3 * _TABLE_BITS
+_TABLES = 3  # in which page numbers are looked up
+_TABLE_BITS = (TWEAK_BITS.stop - PAGE_SHIFT) // _TABLES
 
 
 class Xex:
-    """The cipher of one machine: the address constants, drawn from `seed` once and shared by all keys.
+    """The cipher of one machine, from the constants of all `TWEAK_BITS`, which all its keys share.
 
-    Tweaks are 16-byte values in arrays of words. To repeat one, arrays are seen as complex numbers, which NumPy copies
-    as fast as it can, bit for bit; pairs of words it repeats twenty times slower.
+    Without `tweaks_output` it is XE: the tweak enters before the cipher only. Tweaks are 16-byte values in arrays of
+    words. To repeat one, arrays are seen as complex numbers, which NumPy copies as fast as it can, bit for bit; pairs
+    of words it repeats twenty times slower.
     """
 
     key_size = 16
-    address_limit = 1 << _ADDRESS_BITS
+    address_limit = 1 << TWEAK_BITS.stop
 
-    def __init__(self, seed: bytes) -> None:
-        drawn = shake_256(b"address tweak" + seed).digest(BLOCK_SIZE * (_ADDRESS_BITS - _BLOCK_BITS))
-        self.constants = [drawn[i : i + BLOCK_SIZE] for i in range(0, len(drawn), BLOCK_SIZE)]
-        """t_4, t_5, ... of the address bits from 4 up."""
-        words = np.frombuffer(drawn, np.uint64).reshape(-1, 2)
-        tables = (words[PAGE_SHIFT - _BLOCK_BITS + i * _TABLE_BITS :][:_TABLE_BITS] for i in range(3))
+    def __init__(self, constants: Sequence[TweakConstant], *, tweaks_output: bool = True) -> None:
+        if [constant.bit for constant in constants] != list(TWEAK_BITS):
+            raise ValueError(f"constants: one for each address bit from {TWEAK_BITS[0]} to {TWEAK_BITS[-1]}, in order")
+        self.constants, self.tweaks_output = tuple(constants), tweaks_output
+        words = np.frombuffer(b"".join(constant.value for constant in constants), np.uint64).reshape(-1, 2)
+        tables = (words[PAGE_SHIFT - _BLOCK_BITS + i * _TABLE_BITS :][:_TABLE_BITS] for i in range(_TABLES))
         self._page_tables = [_sums(table).view(np.complex128).reshape(-1) for table in tables]
         self._window_tweaks = _sums(words[: _WINDOW_BITS - _BLOCK_BITS]).reshape(-1)
-        self._window_constants = [int.from_bytes(t, "little") for t in self.constants[_WINDOW_BITS - _BLOCK_BITS :]]
+        beyond = self.constants[_WINDOW_BITS - _BLOCK_BITS :]
+        self._window_constants = [int.from_bytes(constant.value, "little") for constant in beyond]
         self._tweak: Words = np.empty(STEP_PAGES * PAGE_WORDS, np.uint64)
         self._tile: Words = np.empty(_TILE_WORDS, np.uint64)
 
     def key(self, key: bytes) -> MemoryKey:
         """The two directions under a 16-byte key."""
         cipher = Cipher(algorithms.AES(key), modes.ECB())
-        return MemoryKey(_XexTransform(self, cipher.encryptor()), _XexTransform(self, cipher.decryptor()))
+        encrypt = _XexTransform(self, cipher.encryptor(), before=True, after=self.tweaks_output)
+        decrypt = _XexTransform(self, cipher.decryptor(), before=self.tweaks_output, after=True)
+        return MemoryKey(key, encrypt, decrypt, self.tweaks)
+
+    def tweaks(self, spa: int, size: int) -> Bytes:
+        """T of a range of whole blocks, (n, 16): the same under every key."""
+        steps = [step.copy() for step in self.span_tweaks(spa, size)]
+        return np.concatenate([np.empty(0, np.uint64), *steps]).view(np.uint8).reshape(-1, BLOCK_SIZE)
 
     def span_tweaks(self, spa: int, size: int) -> Iterator[Words]:
         """The tweaks of a range of blocks, window by window.
@@ -106,16 +115,18 @@ class Xex:
 
 
 class _XexTransform:
-    """XEX with AES in one direction: the tweak is the same in both."""
+    """AES in one direction, with the tweak before it, after it or both: the tweak is the same in both directions."""
 
-    def __init__(self, xex: Xex, ecb: CipherContext) -> None:
-        self._xex, self._ecb = xex, ecb
+    def __init__(self, xex: Xex, ecb: CipherContext, *, before: bool, after: bool) -> None:
+        self._xex, self._ecb, self._before, self._after = xex, ecb, before, after
 
     def span(self, spa: int, source: Bytes, destination: Bytes) -> None:
-        whiten(self._ecb, self._xex.span_tweaks(spa, source.size), source, destination)
+        tweaks = self._xex.span_tweaks(spa, source.size)
+        whiten(self._ecb, tweaks, source, destination, before=self._before, after=self._after)
 
     def pages(self, pages: Words, source: Bytes, destination: Bytes) -> None:
-        whiten(self._ecb, self._xex.page_tweaks(pages), source.reshape(-1), destination.reshape(-1))
+        tweaks, flat, result = self._xex.page_tweaks(pages), source.reshape(-1), destination.reshape(-1)
+        whiten(self._ecb, tweaks, flat, result, before=self._before, after=self._after)
 
 
 def _sums(constants: Words) -> Words:

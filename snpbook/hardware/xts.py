@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from snpbook.hardware.cipher import BLOCK_SIZE, PAGE_WORDS, STEP_PAGES, MemoryKey, whiten
+from snpbook.hardware.cipher import PAGE_WORDS, STEP_PAGES, MemoryKey, whiten
 from snpbook.hardware.dram import Bytes, Words
+from snpbook.hardware.tweaks import BLOCK_SIZE, TweakConstant
 from snpbook.spec.pages import PAGE_SIZE
 
 _LIBRARY_PAGES = 64
@@ -26,6 +27,7 @@ class Xts:
 
     key_size = 64
     address_limit = 1 << 64
+    constants: tuple[TweakConstant, ...] = ()
 
     def __init__(self) -> None:
         self.tweak: Words = np.empty(STEP_PAGES * PAGE_WORDS, np.uint64)
@@ -34,7 +36,8 @@ class Xts:
         """The two directions under a 64-byte key: the data key, then the tweak key. Raises `ValueError` if equal."""
         if key[:32] == key[32:]:
             raise ValueError("key: the data key and the tweak key, its two halves, must differ (SP 800-38E)")
-        return MemoryKey(_XtsTransform(self, key, encrypting=True), _XtsTransform(self, key, encrypting=False))
+        encrypt, decrypt = (_XtsTransform(self, key, encrypting=encrypting) for encrypting in (True, False))
+        return MemoryKey(key, encrypt, decrypt, encrypt.tweaks)
 
 
 class _XtsTransform:
@@ -70,6 +73,14 @@ class _XtsTransform:
                 self._unit(page, 0, row, result)
         else:
             whiten(self._data, self._page_tweaks(pages), source.reshape(-1), destination.reshape(-1))
+
+    def tweaks(self, spa: int, size: int) -> Bytes:
+        """The tweaks of a range of whole blocks, (n, 16): those of other keys are others."""
+        first, start = divmod(spa, PAGE_SIZE)
+        pages = np.arange(first, -(-(spa + size) // PAGE_SIZE), dtype=np.uint64)
+        steps = [step.copy() for step in self._page_tweaks(pages)]
+        flat = np.concatenate([np.empty(0, np.uint64), *steps]).view(np.uint8)
+        return flat[start : start + size].reshape(-1, BLOCK_SIZE)
 
     def _page_tweaks(self, pages: Words) -> Iterator[Words]:
         for start in range(0, len(pages), STEP_PAGES):

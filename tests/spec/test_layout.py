@@ -174,3 +174,16 @@ def test_bits_and_nested_records_mean_what_they_say(data: bytes) -> None:
     assert record.a == word & 0xFFFF
     assert [part.x for part in record.b] == [word >> 16 >> 3 & 0x3FF, word >> 32 >> 3 & 0x3FF]
     assert record.c == data[6:]
+
+
+@every
+def test_a_value_of_another_kind_is_refused_by_name(layout: Layout) -> None:
+    """A number is no bytes, a fraction no number, another structure's record not this one's."""
+    other = Cite("MODEL")
+    for name, field in layout.fields.items():
+        wrong: Any = {"raw": field.size, "sub": other, "uint": 1.0, "bits": "1"}[field.kind]
+        if field.kind == "sub" and field.count:
+            wrong = (other,) * field.count
+        with pytest.raises(TypeError, match=f"{layout.name}.{name}"):
+            layout.pack(**{name: wrong})
+        assert not hasattr(Record, name)

@@ -102,9 +102,7 @@ def test_vcpu_types() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"), [("naples", 43), ("rome", 43), ("milan", 43), ("genoa", 46), ("turin", 46)]
-)
+@pytest.mark.parametrize(("name", "bits"), [("naples", 43), ("rome", 43), ("milan", 43), ("genoa", 46), ("turin", 46)])
 def test_address_bits_with_encryption_on(name: str, bits: int) -> None:
     assert product(name).encrypted_physical_bits == bits
 
@@ -181,7 +179,9 @@ def test_features_of_guests() -> None:
 
 
 def test_memory_of_a_socket() -> None:
-    found = {name: (p.memory.channels, round(p.memory.peak_bandwidth, 1), p.memory.max_tib) for name, p in _all().items()}
+    found = {
+        name: (p.memory.channels, round(p.memory.peak_bandwidth, 1), p.memory.max_tib) for name, p in _all().items()
+    }
     assert found == {
         "naples": (8, 170.6, 2), "rome": (8, 204.8, 4), "milan": (8, 204.8, 4), "genoa": (12, 460.8, 6),
         "turin": (12, 576.0, 6),
@@ -189,7 +189,10 @@ def test_memory_of_a_socket() -> None:
 
 
 def test_firmware_where_it_is_modelled() -> None:
-    assert {name: str(p.firmware) for name, p in _all().items() if p.firmware} == {"genoa": "1.55.40", "milan": "1.55.29"}
+    assert {name: str(p.firmware) for name, p in _all().items() if p.firmware} == {
+        "genoa": "1.55.40",
+        "milan": "1.55.29",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from snpbook.hardware.cipher import Transform
 from snpbook.hardware.dram import Bytes, Dram, Words
 from snpbook.hardware.encryption import MemoryEncryption
+from snpbook.hardware.tweaks import boot_constants
 from snpbook.hardware.xex import Xex
 from snpbook.hardware.xts import Xts
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
@@ -42,7 +43,7 @@ def _ecb(source: Bytes) -> Work:
 
 def _run(direction: str) -> Comparison:
     source, result = _buffers()
-    transform: Transform = getattr(Xex(b"bench").key(_XEX_KEY), direction)
+    transform: Transform = getattr(Xex(boot_constants(b"bench")).key(_XEX_KEY), direction)
     return Comparison(
         _ecb(source), lambda: transform.span(_FIRST << PAGE_SHIFT, source.reshape(-1), result.reshape(-1))
     )
@@ -59,14 +60,14 @@ def _in_place() -> Comparison:
 
 def _scattered_pages(direction: str) -> Comparison:
     source, result = _buffers()
-    transform: Transform = getattr(Xex(b"bench").key(_XEX_KEY), direction)
+    transform: Transform = getattr(Xex(boot_constants(b"bench")).key(_XEX_KEY), direction)
     pages = _scattered()
     return Comparison(_ecb(source), lambda: transform.pages(pages, source, result))
 
 
 def _one_page() -> Comparison:
     source, result = _buffers()
-    page, target, encrypt = source[:1], result[0], Xex(b"bench").key(_XEX_KEY).encrypt
+    page, target, encrypt = source[:1], result[0], Xex(boot_constants(b"bench")).key(_XEX_KEY).encrypt
     return Comparison(_ecb(page), lambda: encrypt.span(_FIRST << PAGE_SHIFT, page.reshape(-1), target))
 
 
