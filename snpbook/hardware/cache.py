@@ -252,7 +252,7 @@ class Cache:
         rows, mine = rows[some], mine[some]
         domain.dirty[rows] &= ~mine
         if self._engine.has_key(key_id):
-            content = self._engine.read_pages(key_id, domain.pages[rows]).reshape(-1, LINES, LINE_SIZE)
+            content = np.array(self._engine.read_pages(key_id, domain.pages[rows])).reshape(-1, LINES, LINE_SIZE)
             content[mine] = domain.data[rows][mine]
             self._engine.write_pages(key_id, domain.pages[rows], content.reshape(-1, PAGE_SIZE))
 

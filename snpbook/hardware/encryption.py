@@ -13,7 +13,7 @@ from hashlib import shake_256
 import numpy as np
 
 from snpbook.hardware.cipher import NO_KEY, STEP_PAGES, MemoryKey
-from snpbook.hardware.dram import Bytes, Dram, Pages, Words, whole
+from snpbook.hardware.dram import Bytes, Dram, Pages, Words, checked_pages, page_numbers, whole
 from snpbook.hardware.tweaks import BLOCK_SIZE, TweakConstant, boot_constants, naples_constants
 from snpbook.hardware.xex import Xex
 from snpbook.hardware.xts import Xts
@@ -93,8 +93,10 @@ class MemoryEncryption:
         self._keys = dict(keys)
 
     def read_pages(self, key_id: int, pages: Pages) -> Bytes:
-        """The plaintext of whole pages, a new array (n, 4096)."""
+        """The plaintext of whole pages (n, 4096): a new array, but for key id 0 the array of `Dram.gather`."""
         key, pages = self.key(key_id), self.checked_pages(pages)
+        if key is NO_KEY:
+            return self._dram.gather(pages)
         plain = np.empty((len(pages), PAGE_SIZE), np.uint8)
         if isinstance(pages, range):
             self._read(key, pages.start << PAGE_SHIFT, plain.reshape(-1))
@@ -108,7 +110,9 @@ class MemoryEncryption:
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(pages), PAGE_SIZE):
             raise ValueError(f"data = {_shape(data)}: an array of uint8 ({len(pages)}, {PAGE_SIZE})")
         data = np.ascontiguousarray(data)
-        if isinstance(pages, range):
+        if key is NO_KEY:
+            self._dram.scatter(pages, data)
+        elif isinstance(pages, range):
             self._write(key, pages.start << PAGE_SHIFT, data.reshape(-1))
         else:
             cipher = np.empty_like(data)
@@ -164,18 +168,11 @@ class MemoryEncryption:
         return found
 
     def checked_pages(self, pages: Pages) -> Pages:
-        """Page numbers that exist, an error for others; one page in an array becomes a run, which is faster."""
-        if isinstance(pages, range):
-            if pages.step != 1:
-                raise ValueError(f"pages = {pages}: a run has step 1")
-            first, last = pages.start, pages.stop - 1
-        elif isinstance(pages, np.ndarray) and pages.dtype == np.uint64 and pages.ndim == 1:
-            first, last = (int(pages.min()), int(pages.max())) if len(pages) else (0, 0)
-        else:
-            raise TypeError(f"pages = {_shape(pages)}: a range or an array of uint64 (n,)")
-        if len(pages) and not 0 <= first <= last < self._dram.size >> PAGE_SHIFT:
-            raise ValueError(f"pages {first:#x} to {last:#x}: DRAM has {self._dram.size >> PAGE_SHIFT:#x} pages")
-        return range(first, last + 1) if len(pages) == 1 else pages
+        """Page numbers that exist, an error for others: a run of step 1, which is the fastest, or an array."""
+        pages = checked_pages("pages", pages, self.size >> PAGE_SHIFT)
+        if len(pages) == 1:
+            return range(int(pages[0]), int(pages[0]) + 1)
+        return page_numbers(pages) if isinstance(pages, range) and pages.step != 1 else pages
 
     def blocks(self, spa: int, size: int) -> tuple[int, int]:
         """The bounds of the blocks that hold a range of bytes, an error where it leaves memory."""

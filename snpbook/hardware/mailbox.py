@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from snpbook.hardware.dram import whole
 from snpbook.spec.commands import COMMAND_SHIFT, MAILBOX_COMMAND, RESPONSE_DONE, STATUS_MASK, MailboxRegister
 
 
@@ -40,6 +41,8 @@ class Mailbox:
 
     def write(self, register: MailboxRegister, value: int) -> None:
         """Write a register; a write of COMMAND with the response bit clear starts the command."""
+        if not 0 <= whole("value", value) < 1 << 32:
+            raise ValueError(f"value = {value:#x}: a mailbox register holds 32 bits")
         self._registers[register] = value
         if register is MailboxRegister.COMMAND and not value & RESPONSE_DONE and self._processor:
             command = MAILBOX_COMMAND.unpack(value.to_bytes(4, "little")).command

@@ -24,7 +24,7 @@ class Memory(Protocol):
         """Store any range of bytes."""
 
     def read_pages(self, key_id: int, pages: Pages) -> Bytes:
-        """Whole pages, a new array (n, 4096)."""
+        """Whole pages (n, 4096); under key id 0 perhaps a read-only view of DRAM."""
 
     def write_pages(self, key_id: int, pages: Pages, data: Bytes) -> None:
         """Store whole pages (n, 4096). A page named twice keeps the later one."""

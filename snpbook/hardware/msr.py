@@ -116,11 +116,11 @@ class Msrs:
 
     def _require(self, instruction: str, msr: int, access: str) -> MsrFacts:
         name = _name(msr)
+        rule = f"{instruction} {name} on the host"
         if msr not in self._values:
-            rule = f"{instruction} {name} on the host"
             raise GeneralProtection(rule, f"a register of the host on {self.product.title}", name, _CITE)
         facts = MSR_FACTS[Msr(msr)]
-        _require_access(instruction, name, facts, access)
+        _require_access(rule, facts, access)
         return facts
 
     def _require_owned(self, spa: int) -> None:
@@ -184,14 +184,14 @@ class GuestMsrs:
 
     def _require(self, instruction: str, msr: int, access: str) -> MsrFacts:
         name, facts = _name(msr), MSR_FACTS[Msr(msr)] if msr in MSR_FACTS else None
+        rule = f"{instruction} {name} in a guest"
         if facts is None or not facts.guest or not _exists(facts, self.product):
-            rule = f"{instruction} {name} in a guest"
             raise GeneralProtection(rule, f"a register of guests on {self.product.title}", name, _CITE)
         if msr == Msr.GHCB and not self.sev_es:
-            raise GeneralProtection(f"{instruction} {name} in a guest", "SEV-ES on", "off", _CITE)
+            raise GeneralProtection(rule, "SEV-ES on", "off", _CITE)
         if facts.feature & ~self._features:
-            raise GeneralProtection(f"{instruction} {name} in a guest", f"{facts.feature.name} on", "off", _CITE)
-        _require_access(instruction, name, facts, access)
+            raise GeneralProtection(rule, f"{facts.feature.name} on", "off", _CITE)
+        _require_access(rule, facts, access)
         return facts
 
 
@@ -229,10 +229,10 @@ def _exists(facts: MsrFacts, product: Product) -> bool:
     return facts.needs in product.capabilities
 
 
-def _require_access(instruction: str, name: str, facts: MsrFacts, access: str) -> None:
+def _require_access(rule: str, facts: MsrFacts, access: str) -> None:
     if access not in facts.access:
         kind = {"r": "read-only", "w": "write-only"}[facts.access]
-        raise GeneralProtection(f"{instruction} {name}", {"r": "readable", "w": "writable"}[access], kind, _CITE)
+        raise GeneralProtection(rule, {"r": "readable", "w": "writable"}[access], kind, _CITE)
 
 
 def _require_valid(msr: Msr, value: int, valid: int) -> None:

@@ -227,3 +227,12 @@ def test_platform_status_tells_what_is() -> None:
     tcb = int(board.psp.release.tcb).to_bytes(8, "little")
     assert raw[16:32] == tcb + tcb
     assert board.state(FREE) == PageState.FIRMWARE
+
+
+def test_command_buffer_across_the_end_of_a_dram_region() -> None:
+    """On a machine that reaches the hole at 0xFD00000000; its memory costs nothing until it is touched."""
+    board = Board(installed=1 << 40)
+    edge = 0xFD_0000_0000
+    assert board.machine.map.dram[1][1] == edge
+    assert board.send(Command.SNP_PLATFORM_STATUS, edge - 4) is Status.INVALID_CONFIG
+    assert board.send(Command.SNP_PLATFORM_STATUS, edge) is Status.INVALID_CONFIG

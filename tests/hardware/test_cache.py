@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from snpbook.hardware.cache import Cache
 from snpbook.hardware.dram import Dram
 from snpbook.hardware.encryption import MemoryEncryption, MissingKeyError
+from tests.hardware.schemes import KEY_SIZES, PAGE
 
-PAGE, LINE = 4096, 64
+LINE = 64
 SIZE = 4 << 20
 BORDER = 2 << 20  # where the dictionary's first region ends
 HOST = 1023
 SPA = 5 * PAGE
-KEY_SIZES = {"naples-xe": 16, "naples-xex": 16, "xex-aes-128": 16, "xts-aes-256": 64}
 OLD, NEW = b"old text".ljust(LINE, b"."), b"new text".ljust(LINE, b".")
 
 
@@ -202,6 +202,7 @@ def test_a_device_sees_lines_of_its_own_domain(build) -> None:  # type: ignore[n
     cache, memory, _ = build()
     cache.write(0, SPA, OLD)
     assert cache.dma_read(0, SPA + 4, 4) == b"text"
+    assert lines(cache) == [(SPA, 0, False)]
     cache.write(0, SPA, NEW)
     cache.dma_write(0, SPA + 4, b"mail")
     assert cache.read(0, SPA, 9) == b"new mail."
@@ -230,8 +231,10 @@ def test_single_lines_can_be_dropped() -> None:
     memory.write(1, SPA, 3 * OLD)
     cache.write(1, SPA, 3 * NEW)
     assert cache.drop(SPA + LINE, LINE) == 1
-    assert cache.drop(SPA + LINE, LINE) == 0
     assert cache.read(1, SPA, 3 * LINE) == NEW + OLD + NEW
+    assert lines(cache) == [(SPA, 1, True), (SPA + LINE, 1, False), (SPA + 2 * LINE, 1, True)]
+    assert cache.drop(SPA + LINE, LINE) == 0
+    assert lines(cache) == [(SPA, 1, True), (SPA + 2 * LINE, 1, True)]
 
 
 def test_a_dirty_line_lands_in_memory_that_was_rebuilt_meanwhile() -> None:
@@ -348,7 +351,7 @@ BAD = [
     (lambda c: c.read(1, SIZE - 3, 4), ValueError, "outside DRAM"),
     (lambda c: c.write(1, -1, b"ab"), ValueError, "outside DRAM"),
     (lambda c: c.read(1, 0.5, 4), TypeError, "spa = 0.5"),
-    (lambda c: c.read_pages(1, range(1024, 1025)), ValueError, "DRAM has 0x400 pages"),
+    (lambda c: c.read_pages(1, range(1024, 1025)), ValueError, "page 0x400 is beyond the last"),
     (
         lambda c: c.write_pages(1, range(2), np.zeros((1, PAGE), np.uint8)),
         ValueError,
@@ -356,7 +359,7 @@ BAD = [
     ),
     (lambda c: c.encrypt_in_place(3, range(2)), MissingKeyError, "key_id = 3"),
     (lambda c: c.vmpage_flush(0, 1), ValueError, "asid = 0"),
-    (lambda c: c.vmpage_flush(1, 1024), ValueError, "DRAM has 0x400 pages"),
+    (lambda c: c.vmpage_flush(1, 1024), ValueError, "page 0x400 is beyond the last"),
     (lambda c: c.dma_write(3, 0, b"ab"), MissingKeyError, "key_id = 3"),
     (lambda c: c.drop(SIZE, 1), ValueError, "outside DRAM"),
 ]

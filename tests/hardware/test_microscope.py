@@ -11,11 +11,9 @@ from snpbook.hardware import microscope
 from snpbook.hardware.dram import Dram
 from snpbook.hardware.encryption import MemoryEncryption, MissingKeyError
 from snpbook.hardware.hiding import hide
+from tests.hardware.schemes import KEY_SIZES, LINEAR, PAGE
 from tests.reference import xex as reference
 
-PAGE = 4096
-KEY_SIZES = {"naples-xe": 16, "naples-xex": 16, "xex-aes-128": 16, "xts-aes-256": 64}
-LINEAR = ["naples-xe", "naples-xex", "xex-aes-128"]
 SPA = 3 * PAGE + 0x7F0
 PLAIN = b"attack at dawn. " * 3
 

@@ -333,7 +333,7 @@ def test_refusals_explain_themselves() -> None:
         "RDMSR GHCB on the host (expected a register of the host on EPYC 7003 (Milan), found GHCB) "
         "[APM2 15.34.10, 15.36.2]"
     )
-    with pytest.raises(GeneralProtection, match=r"WRMSR SEV_STATUS \(expected writable, found read-only\)"):
+    with pytest.raises(GeneralProtection, match=r"WRMSR SEV_STATUS on the host \(expected writable, found read-only\)"):
         make("milan").wrmsr(Msr.SEV_STATUS, 0)
     with pytest.raises(GeneralProtection, match="0xc0010199"):
         make("milan").rdmsr(0xC0010199)

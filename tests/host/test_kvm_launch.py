@@ -93,6 +93,17 @@ def test_no_context_is_enotty(monkeypatch: pytest.MonkeyPatch) -> None:
     vm.snp_launch_start(DEFAULT_POLICY)
 
 
+def test_launched_pages_are_private_and_the_guests() -> None:
+    """KVM sets the attribute by itself."""
+    system = booted()
+    vm = new_vm(system)
+    vm.snp_launch_start(DEFAULT_POLICY)
+    vm.set_memory_attributes(5 * PAGE, PAGE, PRIVATE)
+    vm.snp_launch_update(2 * PAGE, 2 * PAGE, LaunchPage.NORMAL)
+    assert vm.is_private(range(7)).tolist() == [False, False, True, True, False, True, False]
+    assert states(system, vm.slots[0].restricted.get(range(2, 4))) == {PageState.GUEST_VALID}
+
+
 def test_an_assigned_page_is_efault_at_once() -> None:
     system = booted()
     vm = new_vm(system)

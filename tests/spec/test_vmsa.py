@@ -27,8 +27,9 @@ OFFSETS = """
 218 sfmask 220 kernel_gs_base 228 sysenter_cs 230 sysenter_esp 238 sysenter_eip 240 cr2 268 g_pat 270 dbgctl
 278 br_from 280 br_to 288 last_excp_from 290 last_excp_to 2E0 spec_ctrl 2E8 pkru 2EC tsc_aux 2F0 guest_tsc_scale
 2F8 guest_tsc_offset 300 reg_prot_nonce 308 rcx 310 rdx 318 rbx 320 secure_avic_control 328 rbp 330 rsi 338 rdi
-340 r8 378 r15 390 guest_exitinfo1 398 guest_exitinfo2 3A0 guest_exitintinfo 3A8 guest_nrip 3B0 sev_features 3B8 vintr_ctrl
-3C0 guest_exitcode 3C8 virtual_tom 3D0 tlb_id 3D8 pcpu_id 3E0 eventinj 3E8 xcr0 400 x87_dp 408 mxcsr 40C x87_ftw
+340 r8 378 r15 390 guest_exitinfo1 398 guest_exitinfo2 3A0 guest_exitintinfo 3A8 guest_nrip 3B0 sev_features
+3B8 vintr_ctrl 3C0 guest_exitcode 3C8 virtual_tom 3D0 tlb_id 3D8 pcpu_id 3E0 eventinj 3E8 xcr0
+400 x87_dp 408 mxcsr 40C x87_ftw
 40E x87_fsw 410 x87_fcw 412 x87_fop 414 x87_ds 416 x87_cs 418 x87_rip 420 x87_registers 470 xmm 570 ymm_hi
 """
 
