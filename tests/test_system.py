@@ -236,9 +236,9 @@ def test_the_report_carries_the_contexts_digest() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"memory": "8 MiB"}, VmmError, "0x820000"),
+        ({"memory": "8 MiB"}, VmmError, "8,320 KiB"),
         ({"memory": "3K"}, ValueError, "4096-byte pages"),
-        ({"vcpus": 0}, VmmError, "at least one vCPU"),
+        ({"vcpus": 0}, VmmError, "1 to 1024 vCPUs"),
         ({"boot": DirectBoot(b"k"), "image": "OVMF_CODE_4M.fd"}, ImageError, "kernel hashes"),
     ],
 )

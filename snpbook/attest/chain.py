@@ -22,6 +22,10 @@ from snpbook.spec.report import SigningKey
 VEK_NAMES = {SigningKey.VCEK: VCEK.common_name, SigningKey.VLEK: VLEK.common_name}
 
 
+WITHOUT_CPUID = ("milan", "genoa")
+"""The product lines whose reports of version 2 do not name them."""
+
+
 class MissingCertificate(NotGenuine):
     """A chain cannot be completed; `url` is where AMD publishes what is missing, empty where that cannot be told."""
 
@@ -57,14 +61,15 @@ def find_chain(
     vek = _choose(VEK_NAMES[kind], pool, lambda candidate: _names(report, candidate))
     if vek is None:
         named = report.product or product
-        url = _vek_url(report, product_line(named)) if named else ""
+        lines = [product_line(named)] if named else [PRODUCT_LINES[name] for name in WITHOUT_CPUID]
+        url = " or ".join(filter(None, [_vek_url(report, line) for line in lines]))
         raise MissingCertificate(
             "certificates.vek", f"no {kind.name} certificate of this report is at hand", url, checks.made
         )
 
     issuing = [name for name, line in PRODUCT_LINES.items() if amd_name(_issuer(line, kind).common_name) == vek.issuer]
     claims = sorted({name for name in (report.product, product, *issuing) if name})
-    rule, found = "the product line is unknown or disputed", " or ".join(claims) or "none"
+    rule, found = "report, certificates and the product asked for name one product line", " or ".join(claims) or "none"
     checks.require("report.product", len(claims) == 1, rule, "one product line", found, KDS)
 
     line = product_line(claims[0])

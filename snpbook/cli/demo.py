@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from snpbook.attacks.dram import flip_before_measurement
 from snpbook.cli.errors import Malformed, NotGenuine, RefusedByPolicy, read_input
 from snpbook.cli.sizes import Size
 from snpbook.guest.boot import Layout
-from snpbook.host.vmm import DirectBoot, VmmError
+from snpbook.host.vmm import DirectBoot, VmmError, check_configuration
 from snpbook.spec.image import Image, ImageError
+from snpbook.spec.kvm import MAX_VCPUS
 from snpbook.spec.pem import pem_from_der
 from snpbook.spec.products import snp_product_names
 from snpbook.spec.report import ATTESTATION_REPORT
@@ -28,6 +29,8 @@ from snpbook.spec.sizes import format_size
 from snpbook.system import GIB, Guest, Outcome, System, Verdict, sample_image
 
 NONCE = b"snpbook demo"
+MEMORY_LIMIT = 64 * GIB
+"""A guest accepts every page of its memory; beyond this the walk would take many minutes."""
 REMEDY = (
     "Give an OVMF build with SNP metadata, such as OVMF.fd or its AmdSev variant; without --firmware a sample is used."
 )
@@ -38,7 +41,7 @@ REMEDY = (
     "--product", type=click.Choice(snp_product_names()), default="milan", show_default=True, help="The machine."
 )
 @click.option("--firmware", metavar="FILE", help="Firmware image of the guest (default: the sample image).")
-@click.option("--vcpus", type=click.IntRange(min=1), default=1, show_default=True, help="vCPUs of the guest.")
+@click.option("--vcpus", type=click.IntRange(1, MAX_VCPUS), default=1, show_default=True, help="vCPUs of the guest.")
 @click.option("--memory", type=Size(), default="64M", show_default=True, metavar="SIZE", help="Memory of the guest.")
 @click.option("--kernel", metavar="FILE", help="Kernel of a measured direct boot.")
 @click.option("--initrd", metavar="FILE", help="Its initial RAM disk.")
@@ -61,21 +64,26 @@ def demo(
     """Boot a machine, launch a guest on it, have it attested, and verify the report."""
     if kernel is None and (initrd is not None or append is not None):
         raise click.UsageError("--initrd and --append need --kernel.")
+    if memory > MEMORY_LIMIT:
+        raise click.UsageError(f"--memory: the demo's guests have at most {format_size(MEMORY_LIMIT)}.")
+    if not seed.isprintable():
+        raise click.UsageError("--seed is printable text.")
     image = _image(firmware)
     boot = None
     if kernel is not None:
         boot = DirectBoot(read_input(kernel), b"" if initrd is None else read_input(initrd), append or "")
+    try:
+        check_configuration(image, memory, vcpus, boot)
+    except VmmError as error:
+        raise click.UsageError(f"{error}.") from error
+    except ImageError as error:
+        raise Malformed(f"{firmware or 'the sample image'}: {error}", REMEDY) from error
     system = System(product, seed, installed=max(4 * GIB, -(-memory // GIB) * 2 * GIB + 2 * GIB))
     if tamper:
         flip_before_measurement(system)
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, markup=False, highlight=False)
     with Progress(console=console, disable=as_json) as progress:
-        try:
-            guest, report = _walk(system, image, memory, vcpus, boot, progress)
-        except ImageError as error:
-            raise Malformed(f"{firmware}: {error}", REMEDY) from error
-        except VmmError as error:
-            raise click.UsageError(f"{error}.") from error
+        guest, report = _walk(system, image, memory, vcpus, boot, progress)
     owner = system.owner(guest)
     verdict = owner.verify(report, NONCE)
     result = {
@@ -137,20 +145,18 @@ def _walk(
     return guest, report
 
 
-def _summary(console: Console, result: dict[str, object], verdict: Verdict) -> None:
-    """What happened, for people."""
-    table = Table(box=None, show_header=False)
-    memory = result["memory"]
-    table.add_row("machine", f"{result['product']} (toy keys), seed {result['seed']}")
-    assert isinstance(memory, int)
-    table.add_row("guest", f"{format_size(memory)}, {result['vcpus']} vCPU, firmware {result['firmware']}")
-    table.add_row("measured", str(result["measurement"]))
-    table.add_row("expected", str(result["expected_measurement"]))
-    counts = result["counts"]
-    assert isinstance(counts, dict)
-    table.add_row("counts", ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in counts.items()))
-    table.add_row("verdict", f"{verdict}")
-    console.print(table)
+def _summary(console: Console, result: dict[str, Any], verdict: Verdict) -> None:
+    """What happened, for people; lines are whole, so that digests can be compared and copied."""
+    lines = {
+        "machine": f"{result['product']} (toy keys), seed {result['seed']}",
+        "guest": f"{format_size(result['memory'])}, {result['vcpus']} vCPU, firmware {result['firmware']}",
+        "measured": result["measurement"],
+        "expected": result["expected_measurement"],
+        "counts": ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in result["counts"].items()),
+        "verdict": str(verdict),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:9} {text}", soft_wrap=True)
 
 
 def _judge(firmware: str, verdict: Verdict) -> None:

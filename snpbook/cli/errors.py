@@ -48,9 +48,18 @@ class RefusedByPolicy(CliError):
     code = Exit.REFUSED
 
 
+INPUT_LIMIT = 1 << 30
+"""No firmware, kernel, initial RAM disk or report is larger; a device that never ends is."""
+
+
 def read_input(path: str | Path) -> bytes:
-    """The bytes of a file that the user named; `Malformed` where it cannot be read."""
+    """The bytes of a file that the user named; `Malformed` where it cannot be read or never ends."""
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(INPUT_LIMIT + 1)
     except OSError as error:
-        raise Malformed(f"{path}: cannot be read ({error.strerror})", "Check the path and its permissions.") from error
+        shown = str(path) if str(path) not in ("", ".") else "the empty path"
+        raise Malformed(f"{shown}: cannot be read ({error.strerror})", "Check the path and its permissions.") from error
+    if len(data) > INPUT_LIMIT:
+        raise Malformed(f"{path}: more than {INPUT_LIMIT >> 30} GiB", "Name a file, not a device.")
+    return data

@@ -53,7 +53,7 @@ class Digest(click.ParamType[bytes]):
         return digest
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=False)
 @click.option("-v", "--verbose", is_flag=True, help="Say what is printed.")
 @click.option("--mode", type=click.Choice(list(MODES)), required=True, help="Kind of guest.")
 @click.option("--vcpus", type=click.IntRange(min=1), metavar="N", help="Number of vCPUs.")

@@ -49,7 +49,7 @@ class Time(click.ParamType[datetime]):
         return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
-@click.group
+@click.group(no_args_is_help=False)
 def report() -> None:
     """Read, verify and appraise attestation reports."""
 
@@ -155,6 +155,10 @@ def _certificates(paths: Iterable[str]) -> Iterator[Certificate]:
 def _roots(root_set: str) -> Roots:
     if root_set in ROOT_SETS:
         return named_roots(root_set)
+    if not Path(root_set).is_file():
+        raise errors.Malformed(
+            f"{root_set}: no such root set or file", f"Name {', '.join(ROOT_SETS)} or a file with an ARK."
+        )
     try:
         return own_roots(root_set, _load(root_set, errors.read_input(root_set)))
     except MalformedEvidence as error:
@@ -165,9 +169,7 @@ def _remedy(refusal: NotGenuine, roots: Roots) -> str:
     if isinstance(refusal, MissingCertificate):
         if refusal.url:
             return f"Add it with --certs; AMD publishes it at {refusal.url}"
-        return (
-            "Add it with --certs; with --product this says where AMD publishes a VCEK, a VLEK has the cloud provider."
-        )
+        return "Add it with --certs; a VLEK, and the VCEK of a chip that hides its id, has the cloud provider."
     if refusal.check == "chain.root":
         return (
             f"Trusted are the roots of {roots.name}; name others with --roots if you know where this report comes from."

@@ -141,7 +141,7 @@ class Vm:
         with self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", gpa=gpa, size=size, attributes=int(attributes)):
             check(not attributes & ~MemoryAttribute.PRIVATE, errno.EINVAL, "attributes", "PRIVATE", attributes)
             aligned = size > 0 and gpa % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
-            check(aligned, errno.EINVAL, "the range is whole pages", PAGE_SIZE, size)
+            check(aligned, errno.EINVAL, "gpa and size", "whole pages", f"{gpa:#x}+{size:#x}")
             gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
             self.tables.zap(gfns.start, len(gfns))
             self._private.mark(gfns, bool(attributes))
@@ -205,7 +205,7 @@ class Vm:
             check(self.gctx is not None, errno.EINVAL, "the launch has started", "a context", "none")
             assert self.gctx is not None
             whole = size >= 0 and gpa % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
-            check(whole, errno.EINVAL, "the range is whole pages", PAGE_SIZE, size)
+            check(whole, errno.EINVAL, "gpa and size", "whole pages", f"{gpa:#x}+{size:#x}")
             gfns = range(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
             if not gfns:
                 return

@@ -6,6 +6,7 @@ file order, then the VMSAs. Source: QEMU target/i386/sev.c; RFC v7's QEMU for co
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,14 +15,16 @@ from snpbook.host.ghcb import complete
 from snpbook.host.kernel import Kernel
 from snpbook.host.kvm import Vcpu, Vm
 from snpbook.host.memory import UserMemory
-from snpbook.host.refusal import KernelError
-from snpbook.host.run import PRIVATE_FAULT, run
+from snpbook.host.refusal import KernelError, check
+from snpbook.host.run import FAULT_LIMIT, PRIVATE_FAULT, run
 from snpbook.spec import kvm as spec
 from snpbook.spec.ghcb import MSR_CODE_MASK
+from snpbook.spec.guid import SEV_ES_RESET_BLOCK
 from snpbook.spec.image import FOUR_GIB, Image, ImageError, Section, SectionType
 from snpbook.spec.kvm import Cmos, KvmExit, MemoryAttribute
 from snpbook.spec.launch import CPUID_PAGE, kernel_hash_page, kernel_hash_table
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
+from snpbook.spec.sizes import format_size
 from snpbook.spec.vmsa import reset_vmsa
 
 _SECTION_PAGES = {
@@ -55,7 +58,7 @@ class Vmm:
     def __init__(
         self, kernel: Kernel, image: Image, *, memory: int, vcpus: int, vcpu_signature: int, boot: DirectBoot | None
     ) -> None:
-        _check(image, memory, vcpus, boot)
+        check_configuration(image, memory, vcpus, boot)
         self.image, self.memory, self.boot = image, memory, boot
         self._signature = vcpu_signature
         self.vm: Vm = kernel.kvm.create_vm()
@@ -114,10 +117,17 @@ class Vmm:
         return kind, section.gpa, size
 
     def run(self, vcpu: Vcpu) -> KvmExit:
-        """Run a vCPU until it halts or ends, serving its exits; why it stopped."""
+        """Run a vCPU until it halts or ends, serving its exits; why it stopped.
+
+        `KernelError` ELOOP where converting one page to and fro does not get the guest on.
+        """
+        repeated, last = 0, -1
         while True:
             exit_ = run(vcpu)
             detail = exit_.detail
+            gpa = detail["gpa"] if exit_.reason is KvmExit.MEMORY_FAULT else -1
+            repeated, last = repeated + 1 if gpa == last >= 0 else 0, gpa
+            check(repeated < FAULT_LIMIT, errno.ELOOP, "a conversion gets the guest on", "progress", gpa)
             match exit_.reason:
                 case KvmExit.IO:
                     complete(vcpu, rax=self._port(**detail))
@@ -155,14 +165,31 @@ class Vmm:
         }
 
 
-def _check(image: Image, memory: int, vcpus: int, boot: DirectBoot | None) -> None:
-    """Everything that can be wrong with a configuration, before anything is made."""
-    if vcpus < 1:
-        raise VmmError(f"vcpus = {vcpus}: a guest has at least one vCPU")
+def check_configuration(image: Image, memory: int, vcpus: int, boot: DirectBoot | None) -> None:
+    """Everything that can be wrong with a configuration, before anything is made.
+
+    `VmmError` for a number that cannot be, `ImageError` where the image lacks what a launch needs.
+    """
+    if not 1 <= vcpus <= spec.MAX_VCPUS:
+        raise VmmError(f"vcpus = {vcpus}: a guest has 1 to {spec.MAX_VCPUS} vCPUs")
     if memory % PAGE_SIZE or memory <= 0:
-        raise VmmError(f"memory = {memory:#x}: the size of memory is a multiple of {PAGE_SIZE} bytes")
+        raise VmmError(f"memory = {memory} bytes: the size of memory is a multiple of {PAGE_SIZE} bytes")
+    _check_sections(image)
+    if SEV_ES_RESET_BLOCK not in image.table:
+        raise ImageError("the image has no SEV-ES reset block, which says where application processors start")
     need = max([spec.ONE_MIB, *(section.gpa + section.size for section in image.sections)])
     if memory < need:
-        raise VmmError(f"memory = {memory:#x}: the image places sections up to {need:#x}")
+        raise VmmError(f"memory of {format_size(memory)}: the image places sections up to {format_size(need)}")
     if boot and not image.sections_of(SectionType.KERNEL_HASHES):
         raise ImageError("a kernel is given, but the image has no section for kernel hashes")
+
+
+def _check_sections(image: Image) -> None:
+    """Sections of whole pages that do not overlap: anything else cannot be launched page by page."""
+    end = 0
+    for section in sorted(image.sections, key=lambda section: section.gpa):
+        if section.gpa % PAGE_SIZE or section.size % PAGE_SIZE or not section.size:
+            raise ImageError(f"the section {section} of the SEV metadata is not whole pages")
+        if section.gpa < end:
+            raise ImageError(f"the section {section} of the SEV metadata overlaps another one")
+        end = section.gpa + section.size

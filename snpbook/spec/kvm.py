@@ -11,6 +11,9 @@ from enum import IntEnum, IntFlag
 SEV_FEATURES = 0x1
 """SEV_FEATURES that KVM puts into the VMSA of an SNP guest, in the v7 era and in Linux 6.12 by default."""
 
+MAX_VCPUS = 1024
+"""KVM_MAX_VCPUS of an x86 host by default."""
+
 MEM_PRIVATE = 1 << 2
 """KVM_MEM_PRIVATE: the memslot has a restricted file behind it."""
 
@@ -59,7 +62,6 @@ class Cmos(IntEnum):
     ABOVE_4G_HIGH = 0x5D
 
 
-CMOS_NMI_BIT = 0x80
 CMOS_MASK = 0x7F
 ONE_MIB, SIXTEEN_MIB = 0x100000, 0x1000000
 CMOS_UNIT_1M, CMOS_UNIT_16M = 0x400, 0x10000

@@ -70,7 +70,6 @@ GFN_TAG_SHIFT = 36
 GFN_TAG_METADATA = 1
 GFN_TAG_IOMMU = 2
 
-ALL_VMPLS_NONE = 0
 VMPL0_FULL = int(VmplPermission.ALL)
 """VMPL0 after an RMPUPDATE that changes ownership: everything; the shadow-stack bit is unconfirmed."""
 

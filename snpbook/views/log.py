@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from snpbook.spec.pages import LaunchPage
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.status import Status
 from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
@@ -53,7 +54,7 @@ def _words(event: Event) -> tuple[str, str, str, str, str, bool]:
         case Instruction():
             return event.actor, "RMP", event.name, _pages(event.pages), *_codes(event.status)
         case FirmwareCommand():
-            detail = _arguments(event.arguments, zeros=False) if event.pages is None else _pages(event.pages)
+            detail = _arguments(event.arguments, zeros=False) if event.pages is None else _page_run(event)
             answer = Status(event.status).name + (f": {event.reason}" if event.reason else "")
             return "kernel", "AMD-SP", event.name, detail, answer, event.status == Status.SUCCESS
         case Ioctl():
@@ -102,6 +103,12 @@ def _times(row: Row) -> str:
     if row.count > STEPS:
         lines.append(f"and {row.count - STEPS:,} more")
     return Markup(f"<details><summary>{words}</summary>{'<br>'.join(lines)}</details>", words)
+
+
+def _page_run(event: FirmwareCommand) -> str:
+    """The run of pages of a command, with the pages' type where the command names one."""
+    kind = event.arguments.get("page_type")
+    return " ".join(filter(None, [kind.name if isinstance(kind, LaunchPage) else "", _pages(event.pages)]))
 
 
 def _pages(pages: Any) -> str:

@@ -1,8 +1,10 @@
 """How a single value reads in any view: numbers in hexadecimal with groups, long bytes cut, truth in words."""
 
+import re
 from enum import Enum
 
 _SHORT = 12
+_LONG_HEX = re.compile(r"\b[0-9a-f]{40,}\b")
 
 
 def show(value: object) -> str:
@@ -19,4 +21,4 @@ def show(value: object) -> str:
         case bytes():
             return value.hex() if len(value) <= _SHORT else f"{value[:_SHORT].hex()}… ({len(value)} bytes)"
         case _:
-            return str(value)
+            return _LONG_HEX.sub(lambda digits: f"{digits[0][: 2 * _SHORT]}…", str(value))

@@ -296,10 +296,10 @@ def test_dates_include_their_ends(now: datetime) -> None:
 
 def test_a_missing_certificate_is_named_with_its_address() -> None:
     report, kds = GOOD.report(), "https://kdsintf.amd.com/vcek/v1/Milan"
-    query = "blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=222"
+    vcek = f"{kds}/{CHIP_ID.hex()}?blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=222"
     for pool, product, check, url in (
-        ([GOOD.ask, GOOD.ark], "milan", "certificates.vek", f"{kds}/{CHIP_ID.hex()}?{query}"),
-        ([GOOD.ask, GOOD.ark], None, "certificates.vek", ""),
+        ([GOOD.ask, GOOD.ark], "milan", "certificates.vek", vcek),
+        ([GOOD.ask, GOOD.ark], None, "certificates.vek", f"{vcek} or {vcek.replace('Milan', 'Genoa')}"),
         ([GOOD.vek, GOOD.ark], None, "certificates.intermediate", f"{kds}/cert_chain"),
         ([GOOD.vek, GOOD.ask], None, "certificates.root", f"{kds}/cert_chain"),
     ):

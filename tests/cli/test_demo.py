@@ -6,6 +6,7 @@ import base64
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -191,3 +192,61 @@ def test_files_of_the_boot_that_are_not_there(option: str, tmp_path: Path, capsy
     (tmp_path / "k").write_bytes(b"kernel")
     given = {"--kernel": str(tmp_path / "k"), option: str(tmp_path / "absent")}
     Ending(capsys, "--json", *(part for pair in given.items() for part in pair)).assert_refused(2, "absent")
+
+
+def odd_image(**changes: int) -> bytes:
+    """The sample image with fields of its second metadata section changed, or its reset block renamed."""
+    image = bytearray(SAMPLE.read_bytes())
+    section = len(image) - 0x1000 + 16 + 12
+    for name, value in changes.items():
+        if name == "reset":
+            place = image.index(UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e").bytes_le)
+            image[place] ^= value
+        else:
+            place = section + ("gpa", "size", "type").index(name) * 4
+            image[place : place + 4] = value.to_bytes(4, "little")
+    return bytes(image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"gpa": 0x80A100}, "is not whole pages"),
+        ({"size": 0}, "is not whole pages"),
+        ({"size": 0x800}, "is not whole pages"),
+        ({"gpa": 0x808000}, "overlaps another one"),
+        ({"type": 9}, "unknown type 0x9"),
+        ({"reset": 1}, "no SEV-ES reset block"),
+    ],
+)
+def test_an_image_whose_tables_cannot_be_launched(
+    changes: dict[str, int], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "odd.fd"
+    file.write_bytes(odd_image(**changes))
+    Ending(capsys, "--firmware", file).assert_refused(2, str(file), what)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--vcpus", "1025"],
+        ["--memory", "65G"],
+        ["--memory", "99999999999999G"],
+        ["--seed", "\udcff"],
+        ["--seed", "a\nb"],
+    ],
+)
+def test_numbers_and_seeds_beyond_reason_are_usage_errors(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ending(capsys, *arguments).assert_refused(64)
+
+
+def test_digests_can_be_read_off_whole_whatever_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Ending(capsys, *SMALL, "--seed", "[bold]x[/nope]")
+    assert result.code == 0
+    measured = [line.split()[1] for line in result.output.splitlines() if line.startswith(("measured", "expected"))]
+    assert measured[0] == measured[1]
+    assert len(bytes.fromhex(measured[0])) == 48
+    assert "seed [bold]x[/nope]" in result.output

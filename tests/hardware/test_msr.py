@@ -299,6 +299,13 @@ def test_a_guest_without_encrypted_registers_has_no_ghcb() -> None:
         guest.wrmsr(Msr.GHCB, 0x1000)
 
 
+@pytest.mark.parametrize(("sev", "sev_es"), [(False, True), (True, False)])
+def test_features_need_encrypted_registers(sev: bool, sev_es: bool) -> None:
+    guest = make_guest("genoa", 1 | VTOM_FEATURE, sev=sev, sev_es=sev_es)
+    with pytest.raises(GeneralProtection, match="VIRTUAL_TOM on"):
+        guest.rdmsr(Msr.VIRTUAL_TOM)
+
+
 def test_ghcb_keeps_what_is_written() -> None:
     guest = make_guest("milan", 1)
     guest.wrmsr(Msr.GHCB, 0x2000)

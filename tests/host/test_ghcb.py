@@ -356,3 +356,15 @@ def test_one_guest_cannot_see_another() -> None:
         guest.boot()
         guest.run(lambda cpu, number=number: write(cpu, bytes([number + 1]) * 16))
     assert [guest.run(lambda cpu: read_page(cpu, 0x500000)) for guest in guests] == [b"\1" * 16, b"\2" * 16]
+
+
+def test_a_page_converted_to_and_fro_for_ever_stops_the_guest(asker: Asker) -> None:
+    """The VMM is asked for the same page again and again: PVALIDATE through a shared mapping of a private page."""
+
+    async def program(cpu: GuestCpu) -> None:
+        while True:
+            await cpu.write(asker.place.request, b"shared")
+            await cpu.pvalidate(asker.place.request, 1)
+
+    with fails(errno.ELOOP):
+        asker.guest.run(program)
