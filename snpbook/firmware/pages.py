@@ -76,6 +76,9 @@ def look_up(psp: SecureProcessor, pages: Words) -> tuple[Words, NDArray[np.uint8
     """The entries (n, 2) that answer for pages, and their states; a page that the RMP does not cover is Default."""
     rmp = psp.machine.rmp
     covered = pages < U64(rmp.entries)
+    if covered.all():
+        entries = rmp.effective(pages)
+        return entries, decode_states(entries)
     entries = np.zeros((len(pages), 2), U64)
     entries[covered] = rmp.effective(pages[covered])
     return entries, np.where(covered, decode_states(entries), np.uint8(PageState.DEFAULT))

@@ -177,12 +177,13 @@ def _changed(old: Words, gfns: Words, new: NewState) -> Words:
 def _count(rmp: Rmp, old: Words, new: NewState, pages_each: int) -> None:
     """Keep the per-ASID counters of assigned pages."""
     if new.assigned:
-        rmp.count(np.array([new.asid]), np.array([pages_each * len(old)]))
+        rmp.count(new.asid, pages_each * len(old))
     low = old[:, 0]
     owned = (low & U64(spec.ASSIGNED) != 0) & (low & U64(spec.ASID) != 0)
     if owned.any():
         asids = ((low[owned] & U64(spec.ASID)) >> U64(spec.ASID_SHIFT)).astype(np.int64)
-        rmp.count(asids, np.full(len(asids), -pages_each))
+        for asid, pages in zip(*np.unique(asids, return_counts=True), strict=True):
+            rmp.count(int(asid), -pages_each * int(pages))
 
 
 def rmpupdate_one(rmp: Rmp, page: int, gfn: int, new: NewState) -> int:

@@ -121,8 +121,7 @@ class Rmp:
         In the firmware's own entries the field is a tag and stays as it is. Source: APM2 15.36.10 (which entry
         answers: inferred from RMPUPDATE and PSMASH).
         """
-        entries = self.load(pages).copy()
-        base = self.load(pages & ~LARGE_MASK)
+        entries, base = self.load(pages), self.load(pages & ~LARGE_MASK)  # of an array: copies
         large = base[:, 0] & U64(spec.LARGE | spec.ASSIGNED) == U64(spec.LARGE | spec.ASSIGNED)
         if large.any():
             heads = base[large]
@@ -138,12 +137,11 @@ class Rmp:
             raise ValueError(f"asid = {asid}: there are {spec.ASID_COUNTERS} counters")
         return int(self.dram.words(np.array([self.where.base + 8 * asid], U64))[0])
 
-    def count(self, asid: NDArray[np.int64], delta: NDArray[np.int64]) -> None:
-        """Add to the counters of assigned pages; ASID 0, the firmware, is not counted."""
-        change = np.bincount(asid, delta, minlength=1).astype(np.int64)
-        for number in np.flatnonzero(change[1:]) + 1:
-            value = self.counters(int(number)) + int(change[number])
-            self.dram.write(self.where.base + 8 * int(number), value.to_bytes(8, "little"))
+    def count(self, asid: int, pages: int) -> None:
+        """Add to the counter of an ASID's assigned pages; ASID 0, the firmware, is not counted."""
+        if asid and pages:
+            value = self.counters(asid) + pages
+            self.dram.write(self.where.base + 8 * asid, value.to_bytes(8, "little"))
 
     def states(self, pages: range) -> NDArray[np.uint8]:
         """One `PageState` per page of a run, as the firmware would name it; beyond the table Default."""
@@ -157,16 +155,16 @@ class Rmp:
         return result
 
 
-_BITS = ("assigned", "immutable", "lock", "vmsa", "validated")
-_SHIFTS = [U64(spec.RMP_ENTRY.fields[name].lo) for name in _BITS]
-_OWNED, _KIND = 1 << len(_BITS), len(_BITS) + 1
+_FIRST, _LAST = 3, 61
+"""A state looks at bits 2:0 and 63:61 of the first word, at whether there is an ASID, and at the GPA's kind."""
+_FLAGS = ("assigned", "page_size", "immutable", "vmsa", "validated", "lock", "owned")
 
 
 def _state_table() -> NDArray[np.uint8]:
     """The state for each combination of what `PAGE_STATES` asks about, as `decode_states` numbers them."""
-    table = np.full(len(spec.GfnKind) << _KIND, PageState.INVALID, np.uint8)
+    table = np.full(len(spec.GfnKind) << len(_FLAGS), PageState.INVALID, np.uint8)
     for number in range(len(table)):
-        found = {name: number >> place & 1 for place, name in enumerate((*_BITS, "owned"))} | {"gfn": number >> _KIND}
+        found = {name: number >> place & 1 for place, name in enumerate(_FLAGS)} | {"gfn": number >> len(_FLAGS)}
         for state, row in spec.PAGE_STATES.items():
             if all(found[name] == wanted for name, wanted in row.items()):
                 table[number] = state
@@ -179,16 +177,17 @@ _STATES = _state_table()
 def decode_states(entries: Words) -> NDArray[np.uint8]:
     """The page state of each raw entry, by the table `PAGE_STATES`."""
     low = entries[:, 0]
-    number = np.where(low & U64(spec.ASID) != 0, U64(_OWNED), U64(0))
-    for place, shift in enumerate(_SHIFTS):
-        number |= (low >> shift & U64(1)) << U64(place)
-    gfn = (low & U64(spec.GFN)) >> U64(spec.GFN_SHIFT)
-    tagged = gfn & U64((1 << spec.GFN_TAG_SHIFT) - 1)
-    tag = gfn >> U64(spec.GFN_TAG_SHIFT)
-    kind = np.where(gfn == 0, U64(spec.GfnKind.ZERO), U64(spec.GfnKind.OTHER))
-    kind[(tag == spec.GFN_TAG_IOMMU) & (tagged == 1)] = spec.GfnKind.IOMMU
-    kind[(tag == spec.GFN_TAG_METADATA) & (tagged > 0)] = spec.GfnKind.METADATA
-    states: NDArray[np.uint8] = _STATES[number | kind << U64(_KIND)]
+    owned = low & U64(spec.ASID) != 0
+    number = low & U64((1 << _FIRST) - 1) | low >> U64(_LAST) << U64(_FIRST)
+    number |= owned.astype(U64) << U64(len(_FLAGS) - 1)
+    if not owned.all():  # a guest's pages are in the same state wherever they lie
+        gfn = (low & U64(spec.GFN)) >> U64(spec.GFN_SHIFT)
+        tag, tagged = gfn >> U64(spec.GFN_TAG_SHIFT), gfn & U64((1 << spec.GFN_TAG_SHIFT) - 1)
+        kind = np.where(gfn == 0, U64(spec.GfnKind.ZERO), U64(spec.GfnKind.OTHER))
+        kind[(tag == spec.GFN_TAG_IOMMU) & (tagged == 1)] = spec.GfnKind.IOMMU
+        kind[(tag == spec.GFN_TAG_METADATA) & (tagged > 0)] = spec.GfnKind.METADATA
+        number |= kind << U64(len(_FLAGS))
+    states: NDArray[np.uint8] = _STATES[number]
     return states
 
 

@@ -242,6 +242,45 @@ def test_a_fault_at_the_last_page_writes_nothing() -> None:
     assert bench.machine.dram.read(0x900 * PAGE, 2 * PAGE) == before
 
 
+@pytest.mark.parametrize(
+    ("permissions", "vmpl", "may_read", "may_write"),
+    [
+        (0x0F, 0, True, True),
+        (0x010F, 1, True, False),
+        (0x030F, 1, True, True),
+        (0x0F, 2, False, False),
+        (0x02, 0, False, False),
+    ],
+)
+def test_the_vmpl_that_runs_needs_its_own_rights(permissions: int, vmpl: int, may_read: bool, may_write: bool) -> None:
+    """The right to write without that to read is none."""
+    bench = Bench()
+    bench.give(0, 0x900, vmpl=permissions)
+    core = bench.core(vmpl=vmpl)
+    for result, granted in ((core.read(0, 1), may_read), (core.write(0, b"x"), may_write)):
+        assert isinstance(result, Npf) != granted
+        if isinstance(result, Npf):
+            assert result.error & FaultError.VMPL
+
+
+def test_a_fault_stands_for_pages_that_fault_alike_only() -> None:
+    bench, core = paged()
+    for index, (gfn, private) in enumerate([(100, 1), (101, 1), (102, 0), (103, 0), (104, 0), (106, 0)]):
+        leaf = gfn * PAGE | RIGHTS | private << C_BIT
+        bench.machine.encryption.write(ASID, 0x903 * PAGE + 8 * (16 + index), leaf.to_bytes(8, "little"))
+    bench.map(104, 0xA00, flags=5)  # present, and not writable
+    virtual = np.arange(16, 22, dtype=np.uint64)
+    counts = []
+    while len(virtual):
+        fault = core.translate(virtual, write=True).fault
+        assert isinstance(fault, Npf)
+        counts.append(
+            (fault.gpa // PAGE, fault.count, bool(fault.error & PRIVATE), bool(fault.error & FaultError.PRESENT))
+        )
+        virtual = virtual[fault.count :]
+    assert counts == [(100, 2, True, False), (102, 2, False, False), (104, 1, False, True), (106, 1, False, False)]
+
+
 def test_one_page_by_two_names() -> None:
     """A write over both names lands in the order of the addresses."""
     bench, core = paged()

@@ -84,6 +84,15 @@ def test_a_run_is_a_view_that_nobody_can_write() -> None:
             view[0] = 1
 
 
+@both
+def test_memory_moved_onto_itself_over_a_2mb_boundary(mapping: bool) -> None:
+    dram = Dram(SIZE, mapping=mapping)
+    dram.write(LARGE - 16, bytes(range(12)))
+    ((_, view),) = dram.pieces(LARGE - 16, 12)
+    dram.write(LARGE - 8, view)
+    assert dram.read(LARGE - 8, 12) == bytes(range(12))
+
+
 def test_pieces_of_the_dictionary_end_at_2_mb() -> None:
     dram = Dram(SIZE, mapping=False)
     assert [(at, len(piece)) for at, piece in dram.pieces(LARGE - 4, LARGE + 9)] == [(0, 4), (4, LARGE), (4 + LARGE, 5)]

@@ -41,6 +41,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "guest gone": (lambda b: b.machine.runnable.clear(), "ASID is in use"),
     "not covered": (lambda b: b.set_vmcb(vmsa_pa=b.machine.rmp.entries * PAGE), "covered by the RMP"),
     "not assigned": (lambda b: b.set_vmcb(vmsa_pa=0x30 * PAGE), "VMSA page is the guest's"),
+    "no longer assigned": (lambda b: entry(b, clear=1), "VMSA page is the guest's"),
     "another's": (lambda b: b.assign(VMSA_PAGE, 1, asid=6, vmsa=1), "VMSA page is the guest's"),
     "immutable": (lambda b: entry(b, add=1 << 2), "VMSA page is mutable"),
     "no VMSA mark": (lambda b: entry(b, clear=1 << 61), "marked as a VMSA"),
