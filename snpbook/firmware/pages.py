@@ -86,8 +86,7 @@ def look_up(psp: SecureProcessor, pages: Words) -> tuple[Words, NDArray[np.uint8
 
 def state_of(psp: SecureProcessor, spa: int) -> PageState:
     """The state of the page at an address that `check_address` has passed."""
-    _, states = look_up(psp, np.array([spa >> PAGE_SHIFT], U64))
-    return PageState(int(states[0]))
+    return psp.machine.rmp.state(spa >> PAGE_SHIFT)
 
 
 def require_state(psp: SecureProcessor, spa: int, name: str, *allowed: PageState) -> None:

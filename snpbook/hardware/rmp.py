@@ -106,6 +106,8 @@ class Rmp:
             return self.load(pages).copy()
         places = page_numbers(pages)
         covered = places < U64(self.entries)
+        if covered.all():
+            return self.load(places)
         entries = np.zeros((len(places), 2), U64)
         entries[covered] = self.load(places[covered])
         return entries
@@ -143,6 +145,14 @@ class Rmp:
             value = self.counters(asid) + pages
             self.dram.write(self.where.base + 8 * asid, value.to_bytes(8, "little"))
 
+    def state(self, page: int) -> PageState:
+        """The state of one page, on plain integers where the table is one array; as `states` has it."""
+        if self.words is not None and page < self.entries:
+            head = self.words[2 * (page & -PAGES_PER_LARGE)]
+            if head & (spec.ASSIGNED | spec.LARGE) != spec.ASSIGNED | spec.LARGE:
+                return _state(self.words[2 * page])
+        return PageState(int(self.states(range(page, page + 1))[0]))
+
     def states(self, pages: range) -> NDArray[np.uint8]:
         """One `PageState` per page of a run, as the firmware would name it; beyond the table Default."""
         if not isinstance(pages, range) or pages.step != 1 or pages.start < 0:
@@ -172,6 +182,19 @@ def _state_table() -> NDArray[np.uint8]:
 
 
 _STATES = _state_table()
+
+
+def _state(low: int) -> PageState:
+    """`decode_states` of one first word."""
+    gfn = (low & spec.GFN) >> spec.GFN_SHIFT
+    tag, tagged = gfn >> spec.GFN_TAG_SHIFT, gfn & (1 << spec.GFN_TAG_SHIFT) - 1
+    kind = spec.GfnKind.OTHER if gfn else spec.GfnKind.ZERO
+    if tag == spec.GFN_TAG_IOMMU and tagged == 1:
+        kind = spec.GfnKind.IOMMU
+    elif tag == spec.GFN_TAG_METADATA and tagged:
+        kind = spec.GfnKind.METADATA
+    number = low & (1 << _FIRST) - 1 | low >> _LAST << _FIRST | bool(low & spec.ASID) << len(_FLAGS) - 1
+    return PageState(int(_STATES[number | kind << len(_FLAGS)]))
 
 
 def decode_states(entries: Words) -> NDArray[np.uint8]:

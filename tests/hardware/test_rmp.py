@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from snpbook.hardware.dram import Dram
 from snpbook.hardware.instructions import NewState, rmpupdate
-from snpbook.hardware.rmp import Rmp, RmpRange, decode_states
+from snpbook.hardware.rmp import Rmp, RmpRange, _state, decode_states
 from snpbook.spec.pages import PageState
 from snpbook.spec.rmp import ASSIGNED, RMP_ENTRY, RMPUPDATE_STATE
 from tests.hardware.tables import BASE, ENTRIES, copy, table
@@ -76,6 +76,7 @@ ENTRIES_OF_ANY_KIND = st.builds(
 def test_states_are_those_of_the_table(entries: list[Entry]) -> None:
     raw = np.array([entry.raw() for entry in entries], np.uint64)
     assert [PageState(int(state)).name for state in decode_states(raw)] == [entry.state() for entry in entries]
+    assert [_state(int(low)) for low in raw[:, 0]] == decode_states(raw).tolist()
     columns = RMP_ENTRY.columns(raw.view(RMP_ENTRY.dtype)[:, 0])
     assert columns["asid"].tolist() == [entry.asid for entry in entries]
 
@@ -90,6 +91,7 @@ def test_states_of_a_run(mapping: bool) -> None:
     copy(model, rmp)
     for pages in (range(ENTRIES + 5), range(500, 530), range(ENTRIES - 1, ENTRIES + 1), range(5000, 5002), range(0)):
         assert [PageState(int(state)).name for state in rmp.states(pages)] == [model.state(page) for page in pages]
+        assert [rmp.state(page).name for page in pages] == [model.state(page) for page in pages]
 
 
 @both
