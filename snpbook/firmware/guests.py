@@ -11,6 +11,7 @@ from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_CONTEXT, GuestState
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.policy import POLICY
@@ -72,7 +73,9 @@ def snp_decommission(psp: SecureProcessor, buffer: Record) -> None:
     if context.state is not GuestState.INIT:
         psp.guest_count -= 1
     spa = check_address(psp, buffer.gctx_paddr, PAGE_SIZE, "gctx_paddr")
-    psp.machine.dram.scatter(np.array([spa >> PAGE_SHIFT], U64), np.zeros((1, PAGE_SIZE), np.uint8))
+    psp.machine.memory.write_pages(
+        KeyId.UNENCRYPTED, np.array([spa >> PAGE_SHIFT], U64), np.zeros((1, PAGE_SIZE), np.uint8)
+    )
     make_firmware(psp, spa)
 
 

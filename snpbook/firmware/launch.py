@@ -22,6 +22,7 @@ from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
 from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_TRANSITIONS
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.launch import CPUID_ENTRIES, CPUID_PAGE, ID_AUTH, ID_BLOCK, SECRETS_PAGE, SECRETS_VERSION
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, LaunchPage, PageSize, PageState
@@ -135,7 +136,7 @@ def _check_pages(
 
 def _cpuid_refusal(psp: SecureProcessor, page: int) -> FirmwareRefusal | None:
     """A CPUID page's header; its leaves are not compared with the processor's (LIMITATIONS)."""
-    data = psp.machine.dram.read(page << PAGE_SHIFT, PAGE_SIZE)
+    data = psp.machine.memory.read(KeyId.UNENCRYPTED, page << PAGE_SHIFT, PAGE_SIZE)
     count = CPUID_PAGE.unpack(data).count
     if count > CPUID_ENTRIES:
         return FirmwareRefusal(Status.INVALID_PARAM, "entries of the CPUID page", CPUID_ENTRIES, count)
@@ -150,26 +151,26 @@ def _fill(psp: SecureProcessor, context: Record, kind: LaunchPage, pages: range 
     nothing = [NO_CONTENTS] * len(pages)
     match kind:
         case LaunchPage.NORMAL:
-            contents = page_contents(machine.dram.gather(pages))
-            machine.encryption.encrypt_in_place(asid, pages)
+            contents = page_contents(machine.memory.read_pages(KeyId.UNENCRYPTED, pages))
+            machine.memory.encrypt_in_place(asid, pages)
             return contents
         case LaunchPage.UNMEASURED | LaunchPage.CPUID:
-            machine.encryption.encrypt_in_place(asid, pages)
+            machine.memory.encrypt_in_place(asid, pages)
             return nothing
         case LaunchPage.ZERO:
-            machine.encryption.write_pages(asid, pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
+            machine.memory.write_pages(asid, pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
             return nothing
         case LaunchPage.SECRETS:
             secrets = np.frombuffer(_secrets(psp, context), np.uint8)
-            machine.encryption.write_pages(asid, pages, np.broadcast_to(secrets, (len(pages), PAGE_SIZE)).copy())
+            machine.memory.write_pages(asid, pages, np.broadcast_to(secrets, (len(pages), PAGE_SIZE)).copy())
             return nothing
         case LaunchPage.VMSA:
-            state = np.array(machine.dram.gather(pages))
+            state = np.array(machine.memory.read_pages(KeyId.UNENCRYPTED, pages))
             measured = state.copy()
             measured[:, UNMEASURED_FROM:UNMEASURED_TO] = 0
             for offset, value in GUEST_FIELDS_AT_LAUNCH.items():
                 state[:, offset : offset + len(value)] = np.frombuffer(value, np.uint8)
-            machine.encryption.write_pages(asid, pages, state)
+            machine.memory.write_pages(asid, pages, state)
             return page_contents(measured)
 
 
@@ -217,4 +218,4 @@ def snp_launch_finish(psp: SecureProcessor, buffer: Record) -> None:
 
 
 def _input(psp: SecureProcessor, address: int, size: int, name: str) -> bytes:
-    return psp.machine.dram.read(check_address(psp, address, size, name, lookup=False), size)
+    return psp.machine.memory.read(KeyId.UNENCRYPTED, check_address(psp, address, size, name, lookup=False), size)

@@ -11,15 +11,18 @@ import numpy as np
 from snpbook.firmware.pages import check_address, check_run, first_refusal, look_up, reclaim, writable
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.dram import page_numbers
+from snpbook.hardware.msr import first_disagreement
 from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
 from snpbook.spec.commands import PLATFORM_STATUS, RANGE_ENTRY, RANGE_LIST_HEADER, RANGE_LIST_LIMIT
 from snpbook.spec.context import PlatformState
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.memory_map import ASEG, HT_HOLE
 from snpbook.spec.msr import (
     HWCR_SMM_LOCK,
     RMP_ALIGNMENT,
+    SAME_ON_ALL_CORES,
     SYSCFG_MEM_ENCRYPT,
     SYSCFG_MFDM,
     SYSCFG_SNP_EN,
@@ -30,7 +33,6 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, PageState
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
 _SYSCFG_ON = SYSCFG_MEM_ENCRYPT | SYSCFG_SNP_EN | SYSCFG_VMPL_EN
-_SAME_ON_ALL_CORES = (Msr.SYSCFG, Msr.HWCR, Msr.RMP_BASE, Msr.RMP_END)
 
 
 def snp_init_ex(psp: SecureProcessor, buffer: Record) -> None:
@@ -63,9 +65,12 @@ def _check_cores(psp: SecureProcessor) -> None:
         value = core.rdmsr(Msr.SYSCFG)
         on = value & _SYSCFG_ON == _SYSCFG_ON
         require(on, Status.INVALID_CONFIG, f"SYSCFG of core {core.number}: SME, SNP and VMPL on", _SYSCFG_ON, value)
-    for msr in _SAME_ON_ALL_CORES:
-        values = {core.rdmsr(msr) for core in cores}
-        require(len(values) == 1, Status.INVALID_CONFIG, f"{msr.name} is the same on all cores", 1, len(values))
+    for core in cores:
+        busy = core.rdmsr(Msr.DEBUG_STATUS)
+        require(not busy, Status.INVALID_CONFIG, f"core {core.number} is neither in a guest nor in SMM", 0, busy)
+    differs = first_disagreement(cores, (*SAME_ON_ALL_CORES, Msr.RMP_BASE, Msr.RMP_END))
+    name, values = differs or (Msr.SYSCFG, [])
+    require(differs is None, Status.INVALID_CONFIG, f"{name.name} is the same on all cores", "one value", values)
     syscfg, hwcr = cores[0].rdmsr(Msr.SYSCFG), cores[0].rdmsr(Msr.HWCR)
     require(bool(syscfg & SYSCFG_MFDM), Status.INVALID_CONFIG, "SYSCFG.MFDM", 1, 0)
     require(bool(hwcr & HWCR_SMM_LOCK), Status.INVALID_CONFIG, "HWCR.SmmLock", 1, 0)
@@ -88,7 +93,7 @@ def _range_list(psp: SecureProcessor, address: int) -> list[range]:
     Firmware 1.55.25 overlooks what is wrong with the list; which entries it finds bad is unconfirmed.
     """
     spa = check_address(psp, address, PAGE_SIZE, "list_paddr", lookup=False)
-    data = psp.machine.dram.read(spa, PAGE_SIZE)
+    data = psp.machine.memory.read(KeyId.UNENCRYPTED, spa, PAGE_SIZE)
     count = RANGE_LIST_HEADER.unpack(data).count
     ranges: list[range] = []
     for i in range(count if count <= RANGE_LIST_LIMIT else 0):
@@ -143,7 +148,7 @@ def snp_platform_status(psp: SecureProcessor, buffer: Record) -> None:
         current_tcb=int(psp.current_tcb),
         reported_tcb=int(psp.reported_tcb),
     )
-    psp.machine.dram.write(spa, status)
+    psp.machine.memory.write(KeyId.UNENCRYPTED, spa, status)
 
 
 def snp_df_flush(psp: SecureProcessor, buffer: Record) -> None:

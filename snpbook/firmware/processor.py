@@ -20,6 +20,7 @@ from snpbook.hardware.machine import Machine
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command
 from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT, GUEST_TRANSITIONS, GuestState, PlatformState
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.policy import Tcb
@@ -122,7 +123,7 @@ class SecureProcessor:
         if layout is None:
             return _EMPTY
         spa = check_address(self, address, layout.size, "command buffer", lookup=False)
-        data = self.machine.dram.read(spa, layout.size)
+        data = self.machine.memory.read(KeyId.UNENCRYPTED, spa, layout.size)
         stray = layout.reserved_set(data)
         require(not stray, Status.INVALID_PARAM, f"reserved bits of {layout.name} are zero", 0, stray)
         return layout.unpack(data)
@@ -150,7 +151,7 @@ class SecureProcessor:
         found = state_of(self, spa)
         require(found is PageState.CONTEXT, Status.INVALID_GUEST, "state of gctx_paddr", "CONTEXT", found.name)
         page = np.array([spa >> PAGE_SHIFT], U64)
-        return GUEST_CONTEXT.unpack(self.machine.encryption.read_pages(FIRMWARE_KEY_ID, page).tobytes())
+        return GUEST_CONTEXT.unpack(self.machine.memory.read_pages(FIRMWARE_KEY_ID, page).tobytes())
 
     def next_state(self, context: Record, command: Command) -> GuestState:
         """The state to which a command leads a guest; INVALID_GUEST_STATE where its state does not admit it."""
@@ -162,7 +163,7 @@ class SecureProcessor:
     def save_context(self, gctx: int, context: Record) -> None:
         page = np.array([without_c_bit(self, gctx) >> PAGE_SHIFT], U64)
         data = np.frombuffer(bytes(context), np.uint8).reshape(1, PAGE_SIZE)
-        self.machine.encryption.write_pages(FIRMWARE_KEY_ID, page, data)
+        self.machine.memory.write_pages(FIRMWARE_KEY_ID, page, data)
 
 
 _EMPTY = Layout("EmptyBuffer", 0, GUEST_CONTEXT.cite, []).record()

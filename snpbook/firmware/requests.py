@@ -13,6 +13,7 @@ from snpbook.firmware.keys import sign_report
 from snpbook.firmware.pages import check_address, require_small, require_state
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.spec.commands import Command
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.launch import ID_BLOCK
 from snpbook.spec.layout import Record
 from snpbook.spec.messages import (
@@ -74,7 +75,7 @@ def snp_guest_request(psp: SecureProcessor, buffer: Record) -> None:
 
     # ANSWER
     sealed = _seal(key, header, body)
-    psp.machine.dram.write(response, sealed)
+    psp.machine.memory.write(KeyId.UNENCRYPTED, response, sealed)
     psp.save_context(buffer.gctx_paddr, context.replace(**{f"msg_count{vmpck}": count + 2}))
 
 
@@ -82,7 +83,7 @@ def _open_envelope(psp: SecureProcessor, request: int) -> tuple[Record, bytes, b
     offset = request % PAGE_SIZE
     whole = offset + MESSAGE_HEADER.size <= PAGE_SIZE
     require(whole, Status.INVALID_PARAM, "the header stays in its page", PAGE_SIZE, offset + MESSAGE_HEADER.size)
-    raw = psp.machine.dram.read(request, MESSAGE_HEADER.size)
+    raw = psp.machine.memory.read(KeyId.UNENCRYPTED, request, MESSAGE_HEADER.size)
     header = MESSAGE_HEADER.unpack(raw)
     for name, wanted in _HEADER_CHECKS.items():
         found = getattr(header, name)
@@ -91,7 +92,7 @@ def _open_envelope(psp: SecureProcessor, request: int) -> tuple[Record, bytes, b
     require(size > 0 and size % TAG_SIZE == 0, Status.INVALID_PARAM, "message size", "a multiple of 16", size)
     end = offset + MESSAGE_HEADER.size + size
     require(end <= PAGE_SIZE, Status.INVALID_PARAM, "the payload stays in its page", PAGE_SIZE, end)
-    return header, raw, psp.machine.dram.read(request + MESSAGE_HEADER.size, size)
+    return header, raw, psp.machine.memory.read(KeyId.UNENCRYPTED, request + MESSAGE_HEADER.size, size)
 
 
 def _decrypt(key: AESGCM, header: Record, raw: bytes, payload: bytes) -> bytes:

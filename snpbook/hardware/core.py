@@ -19,8 +19,10 @@ from snpbook.hardware.dram import Bytes, Words, page_numbers
 from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.instructions import Codes, Validation, pvalidate
 from snpbook.hardware.machine import Machine
+from snpbook.hardware.msr import GuestMsrs
 from snpbook.hardware.paging import Flags, guest_walk, nested_walk
 from snpbook.hardware.rmp import U64
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, VmplPermission
 from snpbook.spec.rmp import RmpCode
@@ -61,8 +63,10 @@ class GuestCore:
         self.machine, self.vcpu = machine, vcpu
         self.asid: int = vmcb.asid
         self.nested_root: int = vmcb.nested_cr3
-        self.ghcb_msr: int = vmcb.ghcb_gpa
         self.registers = registers
+        self.msrs = GuestMsrs(
+            machine.product, registers, bool(vmcb.sev), bool(vmcb.sev_es), vmcb.ghcb_gpa, 2400, lambda: None
+        )
 
     def deliver(self, exception: GuestException) -> None:
         """What the core notes when it delivers an exception: CR2, where the exception has an address."""
@@ -109,11 +113,11 @@ class GuestCore:
             return Npf(found.fault.gpa, error)
         if found.fault is not None:
             return found.fault
-        return self.machine.encryption.read_pages(self.asid, found.pages).view("<u8").reshape(-1)
+        return self.machine.memory.read_pages(self.asid, found.pages).view("<u8").reshape(-1)
 
     def _nested(self, virtual: Words, gfns: Words, private: Flags, fault: Fault | None, write: bool) -> Translation:
         """The nested tables, for guest pages of which the guest's own tables have faulted behind the last."""
-        walk = nested_walk(self.machine.dram, self.nested_root, gfns, write)
+        walk = nested_walk(self.machine.memory, self.nested_root, gfns, write)
         found = Translation(virtual, gfns, private, walk.pages, walk.large, fault)
         if not walk.faults.any():
             return found
@@ -179,9 +183,9 @@ class GuestCore:
         start, private = address % PAGE_SIZE, found.private
         content.reshape(-1)[start : start + len(data)] = np.frombuffer(data, np.uint8)
         if private.any():
-            self.machine.encryption.write_pages(self.asid, found.pages[private], content[private])
+            self.machine.memory.write_pages(self.asid, found.pages[private], content[private])
         if not private.all():
-            self.machine.dram.scatter(found.pages[~private], content[~private])
+            self.machine.memory.write_pages(KeyId.UNENCRYPTED, found.pages[~private], content[~private])
         return None
 
     def _access(self, address: int, size: int, *, write: bool) -> Translation:
@@ -194,10 +198,10 @@ class GuestCore:
     def _load(self, found: Translation) -> Bytes:
         private = found.private
         if private.all():
-            return self.machine.encryption.read_pages(self.asid, found.pages)
-        data = np.array(self.machine.dram.gather(found.pages))
+            return self.machine.memory.read_pages(self.asid, found.pages)
+        data = np.array(self.machine.memory.read_pages(KeyId.UNENCRYPTED, found.pages))
         if private.any():
-            data[private] = self.machine.encryption.read_pages(self.asid, found.pages[private])
+            data[private] = self.machine.memory.read_pages(self.asid, found.pages[private])
         return data
 
     def pvalidate(self, address: int, count: int, validate: bool, large: bool) -> tuple[Codes, Flags, Fault | None]:

@@ -39,6 +39,8 @@ class Dram:
         self._region = _map(size) if mapping else None
         self._flat = None if self._region is None else np.frombuffer(self._region, np.uint8)
         self._regions: dict[int, Bytes] = {}
+        self.written = bytearray(size // LARGE_PAGE_SIZE)
+        """One flag for each 2 MB: not 0 where something was written since a snapshot last cleared it."""
 
     def __repr__(self) -> str:
         return f"Dram({self.size >> 20} MiB, {'dictionary' if self._flat is None else 'mapping'})"
@@ -56,8 +58,22 @@ class Dram:
 
     def edit(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Writable pieces of a range, each with its offset in the range: one piece in the mapping,
-        pieces within 2 MB regions in the dictionary.
+        pieces within 2 MB regions in the dictionary. Whoever keeps a piece calls `mark` when writing to it later.
         """
+        self.mark(spa, size)
+        yield from self._pieces(spa, size)
+
+    def mark(self, spa: int, size: int) -> None:
+        """Note that a range is being written."""
+        spa, size = self._check(spa, size)
+        if size:
+            first, last = spa // LARGE_PAGE_SIZE, (spa + size - 1) // LARGE_PAGE_SIZE
+            if first == last:
+                self.written[first] = 1
+            else:
+                self.written[first : last + 1] = b"\1" * (last + 1 - first)
+
+    def _pieces(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         spa, size = self._check(spa, size)
         if self._flat is not None:
             yield 0, self._flat[spa : spa + size]
@@ -71,7 +87,7 @@ class Dram:
 
     def pieces(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Read-only views of a range, in the pieces of `edit`."""
-        for offset, piece in self.edit(spa, size):
+        for offset, piece in self._pieces(spa, size):
             view = piece.view()
             view.flags.writeable = False
             yield offset, view
@@ -94,6 +110,7 @@ class Dram:
         spa, size = self._check(spa, size)
         if spa % PAGE_SIZE or size % PAGE_SIZE:
             raise ValueError(f"spa = {spa:#x}, size = {size:#x}: whole pages are zeroed")
+        self.mark(spa, size)
         if self._region is not None and self._flat is not None:
             first, end = -(-spa // mmap.PAGESIZE) * mmap.PAGESIZE, (spa + size) // mmap.PAGESIZE * mmap.PAGESIZE
             if first < end:
@@ -125,6 +142,7 @@ class Dram:
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(pages), PAGE_SIZE):
             found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else repr(data)
             raise ValueError(f"data = {found}: an array of uint8 ({len(pages)}, {PAGE_SIZE})")
+        np.frombuffer(self.written, np.uint8)[_regions(pages)] = 1
         if self._flat is not None:
             index = as_slice(pages) if isinstance(pages, range) else pages
             self._flat.reshape(-1, PAGE_SIZE)[index] = data
@@ -167,6 +185,13 @@ def _map(size: int) -> mmap.mmap | None:
     except (OSError, AttributeError):  # strict overcommit, an address-space limit, another system
         return None
     return region
+
+
+def _regions(pages: Pages) -> slice | Words:
+    """The 2 MB regions of some pages, as an index."""
+    if isinstance(pages, range):
+        return slice(pages[0] // PAGES_PER_LARGE, pages[-1] // PAGES_PER_LARGE + 1) if len(pages) else slice(0)
+    return pages // np.uint64(PAGES_PER_LARGE)
 
 
 def as_slice(pages: range) -> slice:

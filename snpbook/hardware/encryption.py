@@ -29,12 +29,13 @@ class MemoryEncryption:
     """The engine of one machine.
 
     `scheme` is a product's `encryption`; `seed` draws what the machine draws at boot: the host's key and, from Rome
-    on, the address constants of XEX. Key id 0 means unencrypted: its accesses see DRAM as it is. Page numbers and
+    on, the address constants of XEX. Key id 0 means unencrypted: its accesses see DRAM as it is, but with `tsme`
+    (transparent SME, a BIOS option) they have the host's key. Page numbers and
     addresses are the system's, without C-bit. Operands are checked before anything changes: `TypeError` or
     `ValueError` name the argument and the rule, `MissingKeyError` the key id.
     """
 
-    def __init__(self, dram: Dram, scheme: str, seed: bytes) -> None:
+    def __init__(self, dram: Dram, scheme: str, seed: bytes, *, tsme: bool = False) -> None:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme = {scheme!r}: one of {', '.join(SCHEMES)}")
         self._cipher = _cipher(scheme, seed)
@@ -44,6 +45,8 @@ class MemoryEncryption:
         self._dram = dram
         self._keys = {KeyId.UNENCRYPTED.value: NO_KEY}
         self.install(KeyId.HOST, shake_256(b"host memory key" + seed).digest(SCHEMES[scheme].key_size))
+        if tsme:
+            self._keys[KeyId.UNENCRYPTED] = self._keys[KeyId.HOST]
 
     def __repr__(self) -> str:
         return f"MemoryEncryption({self.scheme}, {len(self._keys) - 2} keys besides the host's)"
@@ -122,6 +125,9 @@ class MemoryEncryption:
     def encrypt_in_place(self, key_id: int, pages: Pages) -> None:
         """Replace the raw contents of whole pages by their encryption, as a launch does. No page may be named twice."""
         key, pages = self.key(key_id), self.checked_pages(pages)
+        if self.key(KeyId.UNENCRYPTED) is not NO_KEY:
+            self.write_pages(key_id, pages, self.read_pages(KeyId.UNENCRYPTED, pages))
+            return
         if isinstance(pages, range):
             for offset, piece in self._dram.edit(pages.start << PAGE_SHIFT, len(pages) << PAGE_SHIFT):
                 key.encrypt.span((pages.start << PAGE_SHIFT) + offset, piece, piece)
@@ -160,7 +166,7 @@ class MemoryEncryption:
 
     def words(self, key_id: int, addresses: Words) -> Words:
         """The little-endian 64-bit words at 8-byte aligned addresses (any shape), as page walks read them."""
-        if key_id == KeyId.UNENCRYPTED:
+        if self.key(key_id) is NO_KEY:
             return self._dram.words(addresses)
         pages, rows = np.unique(addresses >> np.uint64(PAGE_SHIFT), return_inverse=True)
         inside = (addresses % np.uint64(PAGE_SIZE)) >> np.uint64(3)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from snpbook.hardware.core import VECTOR_VC, Fault, GuestCore
+from snpbook.hardware.core import VECTOR_GP, VECTOR_VC, Fault, GuestCore
 from snpbook.hardware.dram import whole
-from snpbook.hardware.exits import Exit, GuestException, Hlt, Npf, Shutdown, Vmgexit
+from snpbook.hardware.exits import Exit, GeneralProtection, GuestException, Hlt, Npf, Shutdown, Vmgexit
 from snpbook.hardware.instructions import Codes
 from snpbook.hardware.paging import Flags
-from snpbook.spec.msr import Msr
+from snpbook.spec.msr import MSR_FACTS, Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
 from snpbook.spec.vmcb import ExitCode
 from snpbook.spec.vmsa import LOADABLE_REGISTERS
@@ -100,12 +100,15 @@ class _Msr(Operation):
     result: int = 0
 
     def step(self, core: GuestCore) -> Fault | None:
-        if self.msr is not Msr.GHCB:
+        if not MSR_FACTS[self.msr].guest:
             return GuestException(VECTOR_VC, ExitCode.MSR, 0)
-        if self.write is None:
-            self.result = core.ghcb_msr
-        else:
-            core.ghcb_msr = self.write
+        try:
+            if self.write is None:
+                self.result = core.msrs.rdmsr(self.msr)
+            else:
+                core.msrs.wrmsr(self.msr, self.write)
+        except GeneralProtection:
+            return GuestException(VECTOR_GP, 0, 0)
         return None
 
     @property

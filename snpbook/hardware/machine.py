@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from snpbook.hardware.cache import Cache
+from snpbook.hardware.checks import check_write
 from snpbook.hardware.dram import Dram, whole
 from snpbook.hardware.encryption import MemoryEncryption
-from snpbook.hardware.exits import GeneralProtection
 from snpbook.hardware.mailbox import Mailbox
-from snpbook.hardware.rmp import Rmp, RmpRange
+from snpbook.hardware.memory import Memory
+from snpbook.hardware.msr import Msrs, bios_settings
+from snpbook.hardware.rmp import Rmp
+from snpbook.hardware.rmp_range import NO_TABLE, RmpRange, RmpSegments
+from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.image import FOUR_GIB
 from snpbook.spec.memory_map import HT_HOLE, LOW_DRAM_END, TSEG_SIZE
-from snpbook.spec.msr import (
-    HWCR_SMM_LOCK,
-    RMP_ALIGNMENT,
-    SYSCFG_MEM_ENCRYPT,
-    SYSCFG_SNP_EN,
-    Msr,
-)
+from snpbook.spec.msr import RMP_ALIGNMENT, RMP_CFG, Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.products import Product
 from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
@@ -59,54 +58,34 @@ class MemoryMap:
         return cls(tuple(dram), (low - TSEG_SIZE, low), RmpRange(above - size, above - 1))
 
 
-class Core:
-    """One core's model-specific registers."""
+class Core(Msrs):
+    """One core: its registers, and whether it wrote back its caches since the firmware last asked."""
 
-    def __init__(self, number: int, rmp: RmpRange) -> None:
-        self.number = number
-        self._msrs = {
-            Msr.SYSCFG: SYSCFG_MEM_ENCRYPT,
-            Msr.HWCR: HWCR_SMM_LOCK,
-            Msr.VM_HSAVE_PA: 0,
-            Msr.RMP_BASE: rmp.base,
-            Msr.RMP_END: rmp.end,
-            Msr.SEV_STATUS: 0,
-        }
+    def __init__(self, machine: Machine, number: int) -> None:
+        memory = machine.map
+        bios = bios_settings(machine.product, memory.dram[0][1], memory.top, memory.tseg, memory.rmp)
+        super().__init__(
+            machine.product, bios, hypervisor_owns=machine.hypervisor_owns, flush_guest_page=machine.flush_guest_page
+        )
+        self.machine, self.number = machine, number
         self.wbinvd_done = False
-        """Whether this core wrote back its caches since the firmware last asked."""
 
     def __repr__(self) -> str:
-        return f"Core({self.number}, SYSCFG {self._msrs[Msr.SYSCFG]:#x})"
+        return f"Core({self.number}, SYSCFG {self.rdmsr(Msr.SYSCFG):#x})"
 
-    def rdmsr(self, msr: Msr) -> int:
-        """Read a register; `GeneralProtection` for one that the host does not have."""
-        if msr not in self._msrs:
-            raise GeneralProtection(f"RDMSR {Msr(msr).name} on the host", "a register of the host", msr, "APM2 15.36")
-        return self._msrs[msr]
-
-    def wrmsr(self, msr: Msr, value: int) -> None:
-        """Write a register; with SNP on, SYSCFG and the RMP's bounds keep what they hold.
-
-        `GeneralProtection` for a register that the host may not write. Source: APM2 15.36.2 (SYSCFG); for RMP_BASE and
-        RMP_END unconfirmed.
-        """
-        if not 0 <= whole("value", value) < 2**64:
-            raise ValueError(f"value = {value:#x}: a register holds 64 bits")
-        if msr not in self._msrs or msr is Msr.SEV_STATUS:
-            raise GeneralProtection(f"WRMSR {Msr(msr).name} on the host", "a writable register", msr, "APM2 15.36")
-        if self.snp_enabled and msr in (Msr.SYSCFG, Msr.RMP_BASE, Msr.RMP_END):
-            return
-        self._msrs[msr] = value
-
-    @property
-    def snp_enabled(self) -> bool:
-        return bool(self._msrs[Msr.SYSCFG] & SYSCFG_SNP_EN)
+    def wrmsr(self, msr: int, value: int) -> None:
+        """Write a register as `Msrs` has it; the machine's table is where the first core to set SNPEn has it."""
+        super().wrmsr(msr, value)
+        if self.snp_enabled and not self.machine.rmp_located:
+            self.machine.locate_rmp(self)
 
 
 class Machine:
     """One board of a product, as the BIOS leaves it: SNP possible, not yet on.
 
-    `boot_entropy` seeds what silicon draws at reset (tweak constants of the encryption engine).
+    `boot_entropy` seeds what silicon draws at reset (tweak constants of the encryption engine). `cache` puts a
+    write-back cache in front of memory; without it memory is always coherent. `tsme` is the BIOS option that encrypts
+    all of memory with the host's key; the table itself is kept in the clear (MODEL).
     """
 
     def __init__(
@@ -118,16 +97,26 @@ class Machine:
         trace: Trace,
         cores: int = 8,
         mapping: bool = True,
+        cache: bool = False,
+        tsme: bool = False,
     ) -> None:
         self.product, self.trace = product, trace
         self.map = MemoryMap.of(installed)
         self.dram = Dram(self.map.top, mapping=mapping)
         self.rmp = Rmp(self.dram, self.map.rmp)
-        self.encryption = MemoryEncryption(self.dram, product.encryption, boot_entropy)
-        self.cores = [Core(number, self.map.rmp) for number in range(cores)]
+        self.rmp_located = False
+        """Whether SNPEn has fixed where the table lies."""
+        self.encryption = MemoryEncryption(self.dram, product.encryption, boot_entropy, tsme=tsme)
+        self.memory: Memory = self.encryption
+        """What cores, page walks, devices and the secure processor access."""
+        if cache:
+            self.memory = Cache(self.encryption, coherent=product.coherent)
+        self.cores = [Core(self, number) for number in range(cores)]
         self.mailbox = Mailbox()
         self.runnable: set[int] = set()
         """ASIDs that the firmware lets VMRUN use: in use, not merely allocated."""
+        self.in_use: set[int] = set()
+        """Pages of running vCPUs' VMCBs, VMSAs and AVIC backing: RMP entries that nobody may change (APM2 15.36.12)."""
 
     def __repr__(self) -> str:
         state = "on" if self.snp_enabled else "off"
@@ -137,6 +126,30 @@ class Machine:
     def snp_enabled(self) -> bool:
         """Whether every core enforces the RMP."""
         return all(core.snp_enabled for core in self.cores)
+
+    def hypervisor_owns(self, spa: int) -> bool:
+        """Whether the RMP lets the host write the page at `spa`."""
+        page = spa >> PAGE_SHIFT
+        return not check_write(self.rmp, range(page, page + 1)).any()
+
+    def locate_rmp(self, core: Core) -> None:
+        """Take the table's place from a core's registers. A place that is none leaves every page uncovered (MODEL)."""
+        base, end = core.rdmsr(Msr.RMP_BASE), core.rdmsr(Msr.RMP_END)
+        where: RmpRange | RmpSegments = RmpRange(base, end)
+        if SevCapability.SEGMENTED_RMP in self.product.capabilities:
+            config = RMP_CFG.unpack(core.rdmsr(Msr.RMP_CFG).to_bytes(RMP_CFG.size, "little"))
+            if config.seg_rmp_en:
+                where = RmpSegments.read(self.dram, base, config.seg_size)
+        if where != self.rmp.where:
+            self.rmp = Rmp(self.dram, where if where.fits(self.dram.size) else NO_TABLE)
+        self.rmp_located = True
+
+    def flush_guest_page(self, address: int, asid: int) -> bool:
+        """VMPAGE_FLUSH of one page; host virtual addresses are physical ones here (MODEL)."""
+        page = address >> PAGE_SHIFT
+        if self.is_dram(page) and isinstance(self.memory, Cache) and self.encryption.has_key(asid):
+            self.memory.vmpage_flush(asid, page)
+        return self.is_dram(page)
 
     def is_dram(self, page: int) -> bool:
         """Whether a page number lies in DRAM, not in a hole or beyond the top."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from snpbook.hardware.dram import whole
 from snpbook.hardware.exits import GeneralProtection
-from snpbook.hardware.rmp import RmpRange
+from snpbook.hardware.rmp_range import RmpRange
 from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.image import FOUR_GIB
 from snpbook.spec.msr import (

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Dram, Words
+from snpbook.hardware.dram import Words
+from snpbook.hardware.memory import Memory
 from snpbook.hardware.rmp import U64
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.vmcb import (
     PTE_ADDRESS,
@@ -46,7 +48,7 @@ class NestedWalk:
     errors: Words
 
 
-def nested_walk(dram: Dram, root: int, gfns: Words, write: bool = False) -> NestedWalk:
+def nested_walk(memory: Memory, root: int, gfns: Words, write: bool = False) -> NestedWalk:
     """Translate guest page numbers through the nested tables at `root`.
 
     Every nested access is a user access (APM2 15.25.5). An entry that leads out of DRAM counts as one with reserved
@@ -58,12 +60,12 @@ def nested_walk(dram: Dram, root: int, gfns: Words, write: bool = False) -> Nest
     pages = np.zeros(count, U64)
     open_ = gfns >> U64(_INDEX_BITS * len(_LEVELS)) == 0
     present, refused, large = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
-    reserved = open_ & (table >= dram.size)
+    reserved = open_ & (table >= memory.size)
     for level in _LEVELS:
         open_ &= ~reserved
         table = np.where(open_, table, U64(0))
         shift = U64(_INDEX_BITS * level)
-        entries = dram.words(table + ((gfns >> shift) & _INDEX) * U64(PTE_SIZE))
+        entries = memory.words(KeyId.UNENCRYPTED, table + ((gfns >> shift) & _INDEX) * U64(PTE_SIZE))
         open_ &= entries & U64(PTE_PRESENT) != 0
         refused |= open_ & (entries & needed != needed)
         leaf = open_ & ((entries & U64(PTE_LARGE) != 0) if level in (1, 2) else level == 0)
@@ -71,7 +73,7 @@ def nested_walk(dram: Dram, root: int, gfns: Words, write: bool = False) -> Nest
         table = entries & U64(PTE_ADDRESS)
         frames = table >> U64(PAGE_SHIFT)
         pages = np.where(leaf, frames & ~inside | gfns & inside, pages)
-        reserved |= open_ & (np.where(leaf, pages << U64(PAGE_SHIFT), table) >= dram.size)
+        reserved |= open_ & (np.where(leaf, pages << U64(PAGE_SHIFT), table) >= memory.size)
         large |= leaf & bool(level)
         present |= leaf
         open_ &= ~leaf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from snpbook.hardware.cache import Cache
 from snpbook.hardware.checks import Access, check_write
 from snpbook.hardware.dram import Bytes, Pages, Words, whole
 from snpbook.hardware.executor import CoroutineExecutor
@@ -16,6 +17,7 @@ from snpbook.hardware.instructions import Codes, NewState, rmpupdate
 from snpbook.hardware.machine import Core, Machine, MemoryMap
 from snpbook.hardware.vmrun import vmrun
 from snpbook.spec.commands import MailboxRegister
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
@@ -50,27 +52,33 @@ class HostCpu:
     def cores(self) -> range:
         return range(len(self._machine.cores))
 
-    def read(self, spa: int, size: int) -> bytes:
-        """Raw bytes: a private page reads as ciphertext. Reads are never checked."""
-        return self._machine.dram.read(spa, size)
+    def read(self, spa: int, size: int, *, c_bit: bool = False) -> bytes:
+        """Bytes as the host finds them: ciphertext in a private page. Reads are never checked.
 
-    def write(self, spa: int, data: bytes | Bytes) -> None:
-        """Store bytes; `HostPageFault` where a page is not the hypervisor's, and then nothing is stored."""
+        `c_bit` is that of the host's mapping: set, the host's own key decrypts.
+        """
+        return self._machine.memory.read(_host_key(c_bit), spa, size)
+
+    def write(self, spa: int, data: bytes | Bytes, *, c_bit: bool = False) -> None:
+        """Store bytes, under the host's key where `c_bit` is set.
+
+        `HostPageFault` where a page is not the hypervisor's, and then nothing is stored.
+        """
         source = np.frombuffer(data, np.uint8)
         if whole("spa", spa) < 0:
             raise ValueError(f"spa = {spa}: no address")
         if source.size:
             self._check(range(spa >> PAGE_SHIFT, -(-(spa + source.size) // PAGE_SIZE)))
-        self._machine.dram.write(spa, source)
+        self._machine.memory.write(_host_key(c_bit), spa, source)
 
     def write_pages(self, pages: Pages, data: Bytes) -> None:
         """Store whole pages (n, 4096), under the same check."""
         self._check(pages)
-        self._machine.dram.scatter(pages, data)
+        self._machine.memory.write_pages(KeyId.UNENCRYPTED, pages, data)
 
     def read_pages(self, pages: Pages) -> Bytes:
         """Raw whole pages (n, 4096)."""
-        return self._machine.dram.gather(pages)
+        return self._machine.memory.read_pages(KeyId.UNENCRYPTED, pages)
 
     def _check(self, pages: Pages) -> None:
         if not self._machine.snp_enabled:
@@ -119,6 +127,17 @@ class HostCpu:
         """Write back and invalidate the caches of every core."""
         for core in self._machine.cores:
             core.wbinvd_done = True
+        if isinstance(self._machine.memory, Cache):
+            self._machine.memory.wbinvd()
+
+    def clflush(self, spa: int, size: int, *, c_bit: bool = False) -> None:
+        """CLFLUSH for each line of a range: on a part without coherence, the lines of this mapping only."""
+        if isinstance(self._machine.memory, Cache):
+            self._machine.memory.clflush(_host_key(c_bit), spa, size)
+
+    def invd(self) -> int:
+        """INVD: all lines are lost, dirty ones too. How many were dirty."""
+        return self._machine.memory.invd() if isinstance(self._machine.memory, Cache) else 0
 
     def mailbox_read(self, register: MailboxRegister) -> int:
         return self._machine.mailbox.read(register)
@@ -133,3 +152,8 @@ class HostCpu:
     def vmrun(self, vmcb_spa: int, executor: CoroutineExecutor, vcpu: str) -> Exit:
         """Execute VMRUN."""
         return vmrun(self._machine, vmcb_spa, executor, vcpu)
+
+
+def _host_key(c_bit: bool) -> KeyId:
+    """Who decides encryption for the host: the C-bit of its mapping (APM2 table 15-30)."""
+    return KeyId.HOST if c_bit else KeyId.UNENCRYPTED

@@ -1,24 +1,23 @@
 """The reverse map table: one 16-byte entry for each page of DRAM, in DRAM itself.
 
-The table is the part of memory between RMP_BASE and RMP_END; entries are seen as `uint64[n, 2]`, bit
-for bit as the hardware keeps them. This file reads and writes raw entries and names their states;
-who may change what is decided by the instructions and by the firmware. Sources: PPR, APM2 15.36.
+Entries are seen as `uint64[n, 2]`, bit for bit as the hardware keeps them, wherever `rmp_range` has them in memory.
+This file reads and writes raw entries and names their states; who may change what is decided by the
+instructions and by the firmware. Sources: PPR, APM2 15.36.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Dram, Pages, Words, as_slice, checked_pages, page_numbers, whole
+from snpbook.hardware.rmp_range import NO_TABLE, RmpRange, RmpSegments
 from snpbook.spec import rmp as spec
 from snpbook.spec.layout import Record
-from snpbook.spec.msr import RMP_ADDRESS_MASK
-from snpbook.spec.pages import PAGES_PER_LARGE, PageState
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGES_PER_LARGE, PageState
 
 CHUNK = 16384
 """Entries per step of a long operation: 256 KB, which stay in the second-level cache."""
@@ -27,42 +26,42 @@ U64 = np.uint64
 LARGE_MASK = U64(PAGES_PER_LARGE - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class RmpRange:
-    """RMP_BASE and RMP_END: the first and the last byte of the table."""
-
-    base: int
-    end: int
-
-    @property
-    def entries(self) -> int:
-        """Pages that have an entry."""
-        return (self.end + 1 - self.base - spec.BOOKKEEPING_SIZE) // spec.ENTRY_SIZE
-
-
 class Rmp:
-    """The table of a machine. Page numbers beyond `entries` have no entry: Default pages."""
+    """The table of a machine. Page numbers from `entries` on have no entry: Default pages."""
 
-    def __init__(self, dram: Dram, where: RmpRange) -> None:
-        if (where.base | where.end + 1) & ~RMP_ADDRESS_MASK or not where.base <= where.end < dram.size:
-            raise ValueError(f"where = {where}: base and end + 1 are multiples of 8 KB inside {dram!r}")
+    def __init__(self, dram: Dram, where: RmpRange | RmpSegments) -> None:
+        if where is not NO_TABLE and not where.fits(dram.size):
+            raise ValueError(f"where = {where!r}: 8 KB steps, and all of the table within {dram!r}")
         self.dram, self.where = dram, where
         self.entries = where.entries
-        self._first = where.base + spec.BOOKKEEPING_SIZE
+        self.changes = 0
+        """How often entries were written. Each time, no core's translations from before count any longer."""
         self._table: Words | None = None
         self.words: memoryview | None = None
         """The table as 64-bit words for the one-page path; None in the dictionary."""
         self.counts: memoryview | None = None
         """The counters of assigned pages by ASID, likewise."""
-        if dram.mapped:
-            _, piece = next(dram.edit(self._first, self.entries * spec.ENTRY_SIZE))
+        if dram.mapped and isinstance(where, RmpRange):
+            _, piece = next(dram.edit(where.base + spec.BOOKKEEPING_SIZE, self.entries * spec.ENTRY_SIZE))
             self._table = piece.view("<u8").reshape(-1, 2)
             self.words = piece.data.cast("B").cast("Q")
             _, piece = next(dram.edit(where.base, spec.BOOKKEEPING_SIZE))
             self.counts = piece.data.cast("B").cast("Q")
 
     def __repr__(self) -> str:
-        return f"Rmp({self.where.base:#x}-{self.where.end:#x}, {self.entries} entries)"
+        return f"Rmp({self.where}, {self.entries} entries)"
+
+    def covers(self, pages: Words) -> NDArray[np.bool_]:
+        """Which pages have an entry."""
+        return self.where.covers(pages)
+
+    def changed(self, page: int) -> None:
+        """Note that the one-page path has written a page's entry, that of its region or a counter."""
+        self.changes += 1
+        written, first = self.dram.written, self.where.base + spec.BOOKKEEPING_SIZE
+        written[(first + page * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
+        written[(first + (page & -PAGES_PER_LARGE) * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
+        written[self.where.base // LARGE_PAGE_SIZE] = 1
 
     def load(self, pages: Pages) -> Words:
         """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy.
@@ -74,8 +73,7 @@ class Rmp:
             if isinstance(pages, range):
                 return self._table[as_slice(pages)]
             return _whole(self._table).take(pages.view(np.int64)).view("<u8").reshape(-1, 2)
-        numbers = page_numbers(pages)
-        address = U64(self._first) + numbers * U64(spec.ENTRY_SIZE)
+        address = self._addresses(page_numbers(pages))
         return np.stack([self.dram.words(address), self.dram.words(address + U64(8))], axis=1)
 
     def store(self, pages: Pages, entries: Words) -> None:
@@ -83,29 +81,51 @@ class Rmp:
         pages = checked_pages("pages", pages, self.entries)
         if entries.shape != (len(pages), 2):
             raise ValueError(f"entries = {entries.shape}: an array of words ({len(pages)}, 2)")
+        self.changes += 1
         if self._table is not None:
+            self._mark(pages)
             if isinstance(pages, range):
                 self._table[as_slice(pages)] = entries
             else:
                 _whole(self._table)[pages.view(np.int64)] = _whole(np.ascontiguousarray(entries))
             return
-        numbers = page_numbers(pages)
-        for start, stop in _runs(numbers):
-            self.dram.write(self._first + int(numbers[start]) * spec.ENTRY_SIZE, entries[start:stop].tobytes())
+        addresses = self._addresses(page_numbers(pages))
+        for start, stop in _runs(addresses):
+            self.dram.write(int(addresses[start]), entries[start:stop].tobytes())
+
+    def _addresses(self, pages: Words) -> Words:
+        """Where the entries of pages lie; `ValueError` for a page without one."""
+        covered = self.covers(pages)
+        if not covered.all():
+            raise ValueError(f"pages: page {int(pages[~covered][0]):#x} has no entry")
+        return self.where.addresses(pages)
+
+    def _mark(self, pages: Pages) -> None:
+        """Note that the entries of covered pages are being written."""
+        if not len(pages):
+            return
+        first = self.where.base + spec.BOOKKEEPING_SIZE
+        if isinstance(pages, range) or len(pages) == 1:
+            start, stop = int(pages[0]), int(pages[-1]) + 1
+            self.dram.mark(first + start * spec.ENTRY_SIZE, (stop - start) * spec.ENTRY_SIZE)
+        else:
+            regions = (U64(first) + pages * U64(spec.ENTRY_SIZE)) // U64(LARGE_PAGE_SIZE)
+            np.frombuffer(self.dram.written, np.uint8)[regions] = 1
 
     def fill(self, pages: range, low: int) -> None:
         """Give a run of pages the same first quadword and an empty second one: how the firmware builds the table."""
         value = np.array([low, 0], U64)
-        for _, piece in self.dram.edit(self._first + pages.start * spec.ENTRY_SIZE, len(pages) * spec.ENTRY_SIZE):
-            piece.view("<u8").reshape(-1, 2)[:] = value
+        self.changes += 1
+        for part in chunks(pages):
+            self.store(part, np.broadcast_to(value, (len(part), 2)))
 
     def peek(self, pages: Pages) -> Words:
         """A copy of raw entries (n, 2) of any pages; those without an entry read as zero."""
         pages = checked_pages("pages", pages)
-        if isinstance(pages, range) and len(pages) and pages[-1] < self.entries:
+        if isinstance(pages, range) and len(pages) and pages[-1] < self.entries and self._table is not None:
             return self.load(pages).copy()
         places = page_numbers(pages)
-        covered = places < U64(self.entries)
+        covered = self.covers(places)
         if covered.all():
             return self.load(places)
         entries = np.zeros((len(places), 2), U64)
@@ -161,7 +181,8 @@ class Rmp:
         numbers = np.arange(pages.start, min(pages.stop, self.entries), dtype=U64)
         for start in range(0, len(numbers), CHUNK):
             part = numbers[start : start + CHUNK]
-            result[start : start + len(part)] = decode_states(self.effective(part))
+            covered = self.covers(part)
+            result[start : start + len(part)][covered] = decode_states(self.effective(part[covered]))
         return result
 
 
@@ -235,8 +256,8 @@ def chunks(pages: Pages, size: int = CHUNK) -> Iterator[Pages]:
         yield pages[start : start + size]
 
 
-def _runs(numbers: Words) -> Iterator[tuple[int, int]]:
-    """Maximal stretches of consecutive page numbers, as index pairs."""
-    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    bounds = [0, *breaks.tolist(), len(numbers)]
-    return pairwise(bounds) if len(numbers) else iter(())
+def _runs(addresses: Words) -> Iterator[tuple[int, int]]:
+    """Maximal stretches of entries that lie one behind the other, as index pairs."""
+    breaks = np.flatnonzero(np.diff(addresses) != spec.ENTRY_SIZE) + 1
+    bounds = [0, *breaks.tolist(), len(addresses)]
+    return pairwise(bounds) if len(addresses) else iter(())

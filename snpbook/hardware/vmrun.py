@@ -14,6 +14,7 @@ from snpbook.hardware.dram import whole
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import Exit, GeneralProtection, Invalid, Npf
 from snpbook.hardware.machine import Machine
+from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import HWCR_SMM_LOCK, Msr
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
@@ -33,12 +34,12 @@ def vmrun(machine: Machine, vmcb_spa: int, executor: CoroutineExecutor, vcpu: st
     page = vmcb_spa >> PAGE_SHIFT
     if machine.snp_enabled and check_write(machine.rmp, range(page, page + 1)).any():
         raise GeneralProtection("VMRUN: the VMCB page is the hypervisor's", "unassigned", "assigned", "APM2 15.36.12")
-    vmcb = VMCB.unpack(machine.dram.read(vmcb_spa, PAGE_SIZE))
+    vmcb = VMCB.unpack(machine.memory.read(KeyId.UNENCRYPTED, vmcb_spa, PAGE_SIZE))
     refused = _refusal(machine, vmcb)
     if refused:
         return _left(machine, vmcb_spa, Invalid(refused))
     page = vmcb.vmsa_pa >> PAGE_SHIFT
-    before = machine.encryption.read_pages(vmcb.asid, range(page, page + 1)).tobytes()
+    before = machine.memory.read_pages(vmcb.asid, range(page, page + 1)).tobytes()
     registers = dict(VMSA.unpack(before))
     refused = _inconsistency(machine, registers)
     if refused:
@@ -47,8 +48,8 @@ def vmrun(machine: Machine, vmcb_spa: int, executor: CoroutineExecutor, vcpu: st
     exit_ = executor.run(core)
     kept = int.from_bytes(before, "little") & VMSA.reserved_mask  # what the layout does not name stays
     after = int.from_bytes(VMSA.pack(**core.registers), "little") | kept
-    machine.encryption.write(vmcb.asid, page << PAGE_SHIFT, after.to_bytes(PAGE_SIZE, "little"))
-    machine.dram.write(vmcb_spa + VMCB.offset("ghcb_gpa"), core.ghcb_msr.to_bytes(8, "little"))
+    machine.memory.write(vmcb.asid, page << PAGE_SHIFT, after.to_bytes(PAGE_SIZE, "little"))
+    machine.memory.write(KeyId.UNENCRYPTED, vmcb_spa + VMCB.offset("ghcb_gpa"), core.msrs.ghcb.to_bytes(8, "little"))
     return _left(machine, vmcb_spa, exit_)
 
 
@@ -84,5 +85,5 @@ def _left(machine: Machine, vmcb_spa: int, exit_: Exit) -> Exit:
     """Write the exit into the VMCB for the hypervisor to read."""
     info = (int(exit_.error), exit_.gpa) if isinstance(exit_, Npf) else (0, 0)
     for name, value in zip(("exit_code", "exit_info_1", "exit_info_2"), (exit_.code, *info), strict=True):
-        machine.dram.write(vmcb_spa + VMCB.offset(name), int(value).to_bytes(8, "little"))
+        machine.memory.write(KeyId.UNENCRYPTED, vmcb_spa + VMCB.offset(name), int(value).to_bytes(8, "little"))
     return exit_

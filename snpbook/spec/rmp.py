@@ -117,6 +117,20 @@ An entry that fits no row is INVALID, a page without an entry DEFAULT. Source: S
 """
 
 
+RMP_SEGMENT = Layout(
+    "RmpSegment",
+    8,
+    Cite("LINUX", "arch/x86/virt/svm/sev.c, segmented RMP (mainline after 6.12)"),
+    [
+        bits("covered_gib", 0, 8, 0, 20, note="GiB of the segment's memory that have entries; 0 for none"),
+        bits("base", 0, 8, 20, 32, note="where its entries lie, in MiB"),
+    ],
+)
+SEGMENT_TABLE_SIZE = 0x1000
+"""Up to 512 segments, listed behind the bookkeeping area."""
+SEGMENT_BASE_SHIFT, GIB_SHIFT = 20, 30
+
+
 class RmpCode(IntEnum):
     """Return codes in EAX of RMPUPDATE, PSMASH, PVALIDATE, RMPADJUST, RMPQUERY and RMPREAD."""
 

@@ -28,7 +28,7 @@ def init_ex(
     """SNP_INIT_EX on a machine whose registers are as the kernel leaves them, but for what is asked for."""
     board = Board()
     for core in board.machine.cores:
-        core.wrmsr(Msr.HWCR, hwcr[core.number])
+        core.set_by_bios({Msr.HWCR: hwcr[core.number]})
         core.wrmsr(Msr.RMP_BASE, core.rdmsr(Msr.RMP_BASE) + rmp[0] + differs * core.number)
         core.wrmsr(Msr.RMP_END, core.rdmsr(Msr.RMP_END) + rmp[1])
         core.wrmsr(Msr.VM_HSAVE_PA, hsave * core.number)
@@ -54,7 +54,7 @@ ROWS = [
     Row("SYSCFG without SNP", Status.INVALID_CONFIG, {"syscfg": both(SYSCFG_FOR_SNP & ~SNP)}),
     Row("SYSCFG without VMPL", Status.INVALID_CONFIG, {"syscfg": both(SYSCFG_FOR_SNP & ~VMPL)}),
     Row("one core without SNP", Status.INVALID_CONFIG, {"syscfg": {1: SYSCFG_FOR_SNP & ~SNP}}),
-    Row("SYSCFG differs", Status.INVALID_CONFIG, {"syscfg": {1: SYSCFG_FOR_SNP | 1}}),
+    Row("SYSCFG differs", Status.INVALID_CONFIG, {"syscfg": {1: SYSCFG_FOR_SNP | 1 << 20}}),
     Row("SYSCFG without MFDM", Status.INVALID_CONFIG, {"syscfg": both(SYSCFG_FOR_SNP & ~MFDM)}),
     Row("HWCR differs", Status.INVALID_CONFIG, {"hwcr": (1, 3)}),
     Row("SMM not locked", Status.INVALID_CONFIG, {"hwcr": (0, 0)}),
@@ -83,7 +83,7 @@ def test_init_checks_in_order(first: Row, second: Row) -> None:
 
 def test_a_list_needs_init_rmp() -> None:
     """The RMP has been built before, so that INIT_RMP = 0 alone would do."""
-    built = init_ex(init_rmp=0, listed=LIST, hsave=1)
+    built = init_ex(init_rmp=0, listed=LIST, hsave=0x5000)
     built.board.psp.rmp_built = True
     assert_refused(built, Status.INVALID_PARAM)
 

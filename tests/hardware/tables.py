@@ -9,7 +9,8 @@ import numpy as np
 from snpbook.hardware import checks, instructions
 from snpbook.hardware.checks import Access
 from snpbook.hardware.dram import Dram
-from snpbook.hardware.rmp import Rmp, RmpRange
+from snpbook.hardware.rmp import Rmp
+from snpbook.hardware.rmp_range import RmpRange
 from snpbook.spec.pages import VmplPermission
 from tests.reference.rmp import Entry, ReferenceRmp
 

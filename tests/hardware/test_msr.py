@@ -11,7 +11,7 @@ import pytest
 
 from snpbook.hardware.exits import GeneralProtection
 from snpbook.hardware.msr import GuestMsrs, Msrs, bios_settings, first_disagreement
-from snpbook.hardware.rmp import RmpRange
+from snpbook.hardware.rmp_range import RmpRange
 from snpbook.spec.msr import SAME_ON_ALL_CORES, SYSCFG_BIOS, Msr
 from snpbook.spec.products import product
 from snpbook.spec.vmsa import reset_vmsa

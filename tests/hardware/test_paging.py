@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpbook.hardware.dram import Dram
+from snpbook.hardware.encryption import MemoryEncryption
 from snpbook.hardware.paging import guest_walk, nested_walk
 from tests.reference import paging as reference
 
@@ -47,7 +48,7 @@ def test_nested_walks(mapping: bool, rng: random.Random, write: bool) -> None:
     words = random_tables(rng)
     dram, root = memory(words, mapping), rng.choice((0, 0, PAGE, 3 * PAGE | 1 << C_BIT, SIZE))
     gfns = [random_number(rng) for _ in range(rng.randrange(40))]
-    walk = nested_walk(dram, root, np.array(gfns, np.uint64), write)
+    walk = nested_walk(MemoryEncryption(dram, "xex-aes-128", b""), root, np.array(gfns, np.uint64), write)
     for i, gfn in enumerate(gfns):
         wanted = reference.nested(lambda spa: words.get(spa, 0), root, gfn, write, SIZE)
         if isinstance(wanted, int):

@@ -27,7 +27,7 @@ def entry(bench: Bench, clear: int = 0, add: int = 0) -> None:
 
 def unlock(bench: Bench) -> None:
     for core in bench.machine.cores:
-        core.wrmsr(Msr.HWCR, 0)
+        core.set_by_bios({Msr.HWCR: 0})
 
 
 REFUSALS: dict[str, tuple[Any, str]] = {

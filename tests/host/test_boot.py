@@ -99,7 +99,7 @@ def test_with_an_rmp_that_is_too_small() -> None:
 def test_the_firmwares_refusal_is_eio_with_its_status() -> None:
     board, kernel = unbooted()
     for core in board.machine.cores:
-        core.wrmsr(Msr.HWCR, 0)
+        core.set_by_bios({Msr.HWCR: 0})
     with pytest.raises(KernelError) as refused:
         kernel.boot()
     assert (refused.value.errno, refused.value.firmware) == (errno.EIO, Status.INVALID_CONFIG)

@@ -4,9 +4,11 @@ One method per instruction or check, one page at a time, in the order in which t
 shares nothing with the library: the numbers are typed again on purpose. Sources: APM2 15.36, PPR (raw entry).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 SUCCESS, FAIL_INPUT, FAIL_PERMISSION, FAIL_INUSE, FAIL_OVERLAP, FAIL_SIZEMISMATCH = 0, 1, 2, 3, 4, 6
+FAIL_BADADDR = 7  # PSMASH: the page does not qualify
+VMPLS = 4
 VMPL0_FULL = [0b1111, 0, 0, 0]
 GFN_END = 1 << 39
 
@@ -78,16 +80,25 @@ class ReferenceRmp:
         return own, own.gfn
 
     def rmpupdate(
-        self, page: int, gfn: int, assigned: bool, asid: int = 0, immutable: bool = False, large: bool = False
+        self,
+        page: int,
+        gfn: int,
+        assigned: bool,
+        asid: int = 0,
+        immutable: bool = False,
+        large: bool = False,
+        current_asid: int = 0,
     ) -> int:
-        """RMPUPDATE by the host: its return code."""
+        """RMPUPDATE by the host: its return code. A current ASID other than 0 is guest mode."""
+        if current_asid != 0:
+            return FAIL_PERMISSION
         if large and page % 512 != 0:
             return FAIL_INPUT
         if not assigned and (immutable or asid != 0):
             return FAIL_INPUT
         if page >= self.entries:
             return FAIL_INPUT
-        if self.in_use and any(page <= busy < page + (512 if large else 1) for busy in self.in_use):
+        if self.busy(page, 512 if large else 1):
             return FAIL_INUSE
         entry, head = self.entry(page), self.entry(page - page % 512)
         if entry.immutable:
@@ -117,8 +128,56 @@ class ReferenceRmp:
         entry.assigned, entry.asid, entry.gfn, entry.large, entry.immutable = True, asid, gfn, large, immutable
         return SUCCESS
 
-    def pvalidate(self, page: int, gfn: int, asid: int, validate: bool, large: bool = False) -> tuple[int | str, bool]:
-        """PVALIDATE of a guest page that translates to `page`: (return code, CF), or (the check that faults, False)."""
+    def busy(self, page: int, pages: int) -> bool:
+        """Whether an operation on these pages meets one in use; which pages of a 2 MB range count is inferred: all."""
+        return any(page <= number < page + pages for number in self.in_use)
+
+    def psmash(self, page: int, current_asid: int = 0) -> int:
+        """PSMASH by the host: its return code. A current ASID other than 0 is guest mode."""
+        if page % 512 != 0:
+            return FAIL_INPUT
+        if current_asid != 0:
+            return FAIL_PERMISSION
+        if page >= self.entries:
+            return FAIL_INPUT  # where the sheet is silent: before in-use, as RMPUPDATE has it
+        if self.busy(page, 512):
+            return FAIL_INUSE
+        head = self.entry(page)
+        if not (head.assigned and head.large):
+            return FAIL_BADADDR
+        if head.immutable:
+            return FAIL_PERMISSION  # unconfirmed
+        for i in range(512):
+            gfn = (head.gfn + i) % GFN_END
+            self.table[page + i] = replace(head, large=False, gfn=gfn, subpages=0, vmpl=list(head.vmpl))
+        self.table[page].subpages = 511
+        return SUCCESS
+
+    def rmpread(self, page: int, current_asid: int = 0) -> tuple[int, bytes]:
+        """RMPREAD by the host: its return code and the 16 bytes it stores, none after a failure.
+
+        It shows the page's own entry, as Linux takes it, which looks for a 2 MB entry itself. The bit of the 2 MB
+        region is told by Linux: other pages of the region are assigned, in the answer for the 2 MB-aligned page only.
+        """
+        if current_asid != 0:
+            return FAIL_PERMISSION, b""
+        if page >= self.entries:
+            return FAIL_INPUT, b""  # unconfirmed
+        entry = self.entry(page)
+        others = page % 512 == 0 and entry.subpages > 0
+        answer = (entry.gfn * 4096).to_bytes(8, "little")
+        answer += bytes([entry.assigned, entry.large | others << 1, entry.immutable, 0])
+        return SUCCESS, answer + entry.asid.to_bytes(4, "little")
+
+    def pvalidate(
+        self, page: int, gfn: int, asid: int, validate: bool, large: bool = False, virtual: int = 0
+    ) -> tuple[int | str, bool]:
+        """PVALIDATE of a guest page that translates to `page`: (return code, CF), or (the check that faults, False).
+
+        `virtual` is the page's virtual number, of which only the place in its 2 MB matters.
+        """
+        if large and virtual % 512 != 0:
+            return FAIL_INPUT, False
         fault = self.ownership(page, gfn, asid)
         if fault:
             return fault, False
@@ -130,6 +189,63 @@ class ReferenceRmp:
         unchanged = entry.validated == validate
         entry.validated = validate
         return SUCCESS, unchanged
+
+    def rmpadjust(
+        self,
+        page: int,
+        gfn: int,
+        asid: int,
+        current_vmpl: int,
+        target_vmpl: int,
+        mask: int,
+        vmsa: bool = False,
+        large: bool = False,
+        virtual: int = 0,
+    ) -> int | str:
+        """RMPADJUST of a guest page that translates to `page`: its return code, or the check that faults.
+
+        PAGE_SIZE and the names of `ownership` are an #NPF, NOT_VALIDATED is the #VC; `virtual` as in `pvalidate`.
+        """
+        if large and virtual % 512 != 0:
+            return FAIL_INPUT
+        if target_vmpl <= current_vmpl:
+            return FAIL_PERMISSION
+        if target_vmpl >= VMPLS:
+            return FAIL_INPUT  # from memory
+        fault = self.ownership(page, gfn, asid)
+        if fault:
+            return fault
+        entry, _ = self.answering(page)
+        if entry.large and not large:
+            return "PAGE_SIZE"
+        if not entry.validated:
+            return "NOT_VALIDATED"
+        if large and not entry.large:
+            return FAIL_SIZEMISMATCH
+        if mask & ~entry.vmpl[current_vmpl]:
+            return FAIL_PERMISSION
+        entry.vmpl[target_vmpl] = mask
+        if current_vmpl == 0:
+            entry.vmsa = vmsa
+        return SUCCESS
+
+    def rmpquery(
+        self, page: int, gfn: int, asid: int, current_vmpl: int, target_vmpl: int
+    ) -> tuple[int | str, bool, int, bool]:
+        """RMPQUERY: (return code or the check that faults, large, mask, vmsa), the last three of the answering entry.
+
+        The sheet gives its operands and that it answers 0 or 2. Inferred: which targets get 2 (RMPADJUST's rule, and
+        a VMPL that does not exist, there being no code 1), the order, and the faults; there is no size to mismatch.
+        """
+        if target_vmpl <= current_vmpl or target_vmpl >= VMPLS:
+            return FAIL_PERMISSION, False, 0, False
+        fault = self.ownership(page, gfn, asid)
+        if fault:
+            return fault, False, 0, False
+        entry, _ = self.answering(page)
+        if not entry.validated:
+            return "NOT_VALIDATED", False, 0, False
+        return SUCCESS, entry.large, entry.vmpl[target_vmpl], entry.vmsa
 
     def ownership(self, page: int, gfn: int, asid: int) -> str:
         """RMP-Covered, Guest-Owned, Reverse-Map, Mutable: the first of them that fails, or nothing."""

@@ -18,7 +18,8 @@ import numpy as np
 from snpbook.hardware.checks import check_guest, check_guest_one
 from snpbook.hardware.dram import Dram, Pages, page_numbers
 from snpbook.hardware.instructions import HYPERVISOR, NewState, pvalidate, pvalidate_one, rmpupdate, rmpupdate_one
-from snpbook.hardware.rmp import Rmp, RmpRange, chunks
+from snpbook.hardware.rmp import Rmp, chunks
+from snpbook.hardware.rmp_range import RmpRange
 from snpbook.spec.pages import LARGE_PAGE_SIZE, VmplPermission
 from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
 from snpbook.tools.bench.measure import Comparison, NotMeasurableError, Row, Work, at_least, at_most
