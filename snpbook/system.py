@@ -26,6 +26,7 @@ from snpbook.guest.boot import Layout, boot
 from snpbook.hardware.executor import Program, ProgramFailure
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
+from snpbook.hardware.snapshot import Snapshot
 from snpbook.host.kernel import Kernel
 from snpbook.host.vmm import DirectBoot, Vmm
 from snpbook.spec.image import Image
@@ -73,6 +74,7 @@ class System:
         self.chip = Chip.from_seed(seed, product)
         self.processor: SecureProcessor = power_on(self.machine, self.chip, _Rng(kdf(root, "firmware", b"", 32)))
         self.host = Kernel(HostCpu(self.machine))
+        self.guests: list[Guest] = []
 
     def __repr__(self) -> str:
         return f"System({self.product.name}, seed {self.seed!r}, {self.host!r})"
@@ -98,7 +100,13 @@ class System:
         image = image or sample_image()
         size, signature = parse_size(memory), self.product.vcpu_signature
         vmm = Vmm(self.host, image, memory=size, vcpus=vcpus, vcpu_signature=signature, boot=boot)
-        return Guest(self, vmm)
+        guest = Guest(self, vmm)
+        self.guests.append(guest)
+        return guest
+
+    def snapshot(self) -> Snapshot:
+        """All that machine, firmware, host and guests hold now, to be compared or restored; listeners stay as they are."""
+        return Snapshot(system=self)
 
     def owner(self, guest: Guest) -> Owner:
         """The relying party of a guest: knows its image and the toy roots, and sees nothing of the machine."""

@@ -15,7 +15,7 @@ from snpbook.host.vmm import DirectBoot, VmmError
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.resources import resource
 from snpbook.system import Outcome, System
-from snpbook.trace import Counts, FirmwareCommand, Instruction, Ioctl, VmExit
+from snpbook.trace import Counts, FirmwareCommand, Instruction, Ioctl, Recorder, VmExit
 from tests.attest.oracle import measure
 from tests.attest.vectors import VECTORS
 from tests.machines import MIB, PAGE, booted, launched
@@ -287,3 +287,39 @@ def test_what_the_guest_wrote_is_ciphertext_in_dram() -> None:
     raw = np.frombuffer(system.machine.dram.read(0, used + MIB), np.uint8).tobytes()
     assert secret not in raw
     assert secret[:16] not in raw
+
+
+def test_both_branches_of_a_snapshot_go_on_alike() -> None:
+    """Restored, a system does again what it did, byte for byte."""
+    system = System("genoa", "branches", installed=256 << 20)
+    system.host.boot()
+    guest = system.create_vm(memory="16 MiB", vcpus=2)
+    guest.launch()
+    launched = system.snapshot()
+    branches = []
+    for _ in range(2):
+        recorder = Recorder()
+        stop = system.trace.subscribe(recorder)
+        report = guest.request_report(b"nonce")
+        stop()
+        branches.append((report, [repr(event) for event in recorder.events], system.snapshot()))
+        launched.restore()
+        assert system.snapshot() == launched
+    (report, events, end), (again, events_again, end_again) = branches
+    assert report == again
+    assert events == events_again
+    assert len(events) > 20
+    assert end.differences(end_again) == []
+    assert "system.machine.dram" in end.differences(launched)
+    guest.launch_again = None  # type: ignore[attr-defined]
+    launched.restore()
+    assert not hasattr(guest, "launch_again")
+
+
+def test_two_systems_of_one_seed_are_equal_and_of_two_are_not() -> None:
+    one, two, other = (System("milan", seed, installed=256 << 20) for seed in ("a", "a", "b"))
+    for system in (one, two, other):
+        system.host.boot()
+        system.create_vm(memory="16 MiB").launch()
+    assert one.snapshot() == two.snapshot()
+    assert one.snapshot() != other.snapshot()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from snpbook.hardware.contents import Contents, Region
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 
 Bytes = NDArray[np.uint8]
@@ -40,7 +41,8 @@ class Dram:
         self._flat = None if self._region is None else np.frombuffer(self._region, np.uint8)
         self._regions: dict[int, Bytes] = {}
         self.written = bytearray(size // LARGE_PAGE_SIZE)
-        """One flag for each 2 MB: not 0 where something was written since a snapshot last cleared it."""
+        """One flag for each 2 MB: not 0 where something was written since the last snapshot or restoration."""
+        self._held = Contents()
 
     def __repr__(self) -> str:
         return f"Dram({self.size >> 20} MiB, {'dictionary' if self._flat is None else 'mapping'})"
@@ -162,6 +164,41 @@ class Dram:
             index = (addresses[where] % np.uint64(LARGE_PAGE_SIZE)) >> np.uint64(3)
             result[where] = self._at(int(number)).view("<u8")[index]
         return result
+
+    def snapshot(self) -> Contents:
+        """What memory holds. It costs what was written since the last snapshot or restoration."""
+        regions = dict(self._held.regions)
+        for number in self._changed():
+            region = Region.of(self._piece(number))
+            regions[number] = region
+            if not len(region.pages):
+                del regions[number]
+        self._hold(Contents(regions))
+        return self._held
+
+    def restore(self, contents: Contents) -> None:
+        """Hold a snapshot's contents again. It costs what differs and what was written since."""
+        held, wanted = self._held.regions, contents.regions
+        differ = {number for number in held.keys() | wanted.keys() if held.get(number) is not wanted.get(number)}
+        for number in differ.union(self._changed()):
+            if number in wanted:
+                wanted[number].fill(self._piece(number))
+            else:
+                self.zero(number * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE)
+        self._hold(contents)
+
+    def _hold(self, contents: Contents) -> None:
+        self._held, self.written[:] = contents, bytes(len(self.written))
+
+    def _changed(self) -> list[int]:
+        """The numbers of the 2 MB regions that were written."""
+        found: list[int] = np.flatnonzero(np.frombuffer(self.written, np.uint8)).tolist()
+        return found
+
+    def _piece(self, number: int) -> Bytes:
+        """A 2 MB region, writable."""
+        ((_, piece),) = self._pieces(number * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE)
+        return piece
 
     def _at(self, number: int) -> Bytes:
         if number not in self._regions:

@@ -63,6 +63,13 @@ class Rmp:
         written[(first + (page & -PAGES_PER_LARGE) * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
         written[self.where.base // LARGE_PAGE_SIZE] = 1
 
+    def snapshot(self) -> int:
+        """What the table holds besides its memory: how often it was changed."""
+        return self.changes
+
+    def restore(self, changes: int) -> None:
+        self.changes = changes
+
     def load(self, pages: Pages) -> Words:
         """Raw entries (n, 2) of covered pages: a view for a run in the mapping (do not write), else a copy.
 
