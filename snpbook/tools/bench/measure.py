@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
@@ -38,51 +39,78 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a row that measures memory has found."""
+
+    megabytes: float
+
+
+class Kind(Enum):
+    """What a gate compares."""
+
+    SPEED = "speed"
+    TIME = "time"
+    MEMORY = "MB"
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
-    """What must hold: at least `bound` times the reference's speed, or at most so many times its time."""
+    """What must hold: at least `bound` times the reference's speed, at most so many times its time, or megabytes."""
 
     bound: float
-    compares_speed: bool
+    kind: Kind
 
     def __str__(self) -> str:
-        return f">= {self.bound:g} speed" if self.compares_speed else f"<= {self.bound:g} time"
+        return f"{'>=' if self.kind is Kind.SPEED else '<='} {self.bound:g} {self.kind.value}"
 
     def ratio(self, reference: float, candidate: float) -> float:
         """The figure that is held against the bound, from the two times."""
-        return reference / candidate if self.compares_speed else candidate / reference
+        return reference / candidate if self.kind is Kind.SPEED else candidate / reference
 
     def holds(self, ratio: float) -> bool:
-        return ratio >= self.bound if self.compares_speed else ratio <= self.bound
+        return ratio >= self.bound if self.kind is Kind.SPEED else ratio <= self.bound
 
 
 def at_least(bound: float) -> Gate:
     """A gate on speed."""
-    return Gate(bound, compares_speed=True)
+    return Gate(bound, Kind.SPEED)
 
 
 def at_most(bound: float) -> Gate:
     """A gate on time."""
-    return Gate(bound, compares_speed=False)
+    return Gate(bound, Kind.TIME)
+
+
+def megabytes_at_most(bound: float) -> Gate:
+    """A gate on memory."""
+    return Gate(bound, Kind.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One goal. `prepare` runs in the row's own process, so it is a function of a module (or a `partial` of one)."""
+    """One goal. `prepare` runs in the row's own process, so it is a function of a module (or a `partial` of one).
+
+    A goal that is `only_reported` is too noisy to fail a run.
+    """
 
     name: str
     title: str
     gate: Gate
-    prepare: Callable[[], Comparison]
+    prepare: Callable[[], Comparison | Usage]
+    only_reported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The median ratio, the reference's spread (slowest / fastest turn), and both sides' median seconds per unit."""
+    """The median ratio, the reference's spread (slowest / fastest turn), and both sides' median seconds per unit.
+
+    Of memory the ratio is megabytes, and there is nothing else.
+    """
 
     ratio: float
-    spread: float
-    reference: float
-    candidate: float
+    spread: float = 1
+    reference: float = math.nan
+    candidate: float = math.nan
 
     @property
     def noisy(self) -> bool:
@@ -100,6 +128,8 @@ def measure(row: Row) -> Measurement:
 
 def _measure_here(row: Row) -> Measurement:
     comparison = row.prepare()
+    if isinstance(comparison, Usage):
+        return Measurement(comparison.megabytes)
     first = compare(comparison, row.gate)
     return min(first, compare(comparison, row.gate), key=lambda found: found.spread) if first.noisy else first
 
