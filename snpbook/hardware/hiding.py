@@ -9,8 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Bytes
+from snpbook.hardware.dram import Bytes, Pages, Words, page_numbers
+from snpbook.hardware.rmp import Rmp
 from snpbook.spec.encryption import HIDDEN_BYTE
+from snpbook.spec.rmp import ASID, ASID_SHIFT
+
+
+def owners(rmp: Rmp, pages: Pages) -> Words:
+    """The ASID to which the table assigns each page (n,); 0 where it is no guest's."""
+    numbers = page_numbers(pages)
+    covered, asids = rmp.covers(numbers), np.zeros(len(numbers), np.uint64)
+    asids[covered] = (rmp.effective(numbers[covered])[:, 0] & np.uint64(ASID)) >> np.uint64(ASID_SHIFT)
+    return asids
 
 
 def hide(content: Bytes, asids: NDArray[np.integer], max_snp_asid: int) -> Bytes:

@@ -14,6 +14,7 @@ from snpbook.hardware.dram import Bytes, Pages, Words, whole
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import Exit, HostPageFault, InvalidOpcode
 from snpbook.hardware.instructions import Codes, NewState, rmpupdate
+from snpbook.hardware.hiding import hide, owners
 from snpbook.hardware.machine import Core, Machine, MemoryMap
 from snpbook.hardware.vmrun import vmrun
 from snpbook.spec.commands import MailboxRegister
@@ -53,11 +54,17 @@ class HostCpu:
         return range(len(self._machine.cores))
 
     def read(self, spa: int, size: int, *, c_bit: bool = False) -> bytes:
-        """Bytes as the host finds them: ciphertext in a private page. Reads are never checked.
+        """Bytes as the host finds them: ciphertext in a private page, or where it is hidden a pattern.
 
-        `c_bit` is that of the host's mapping: set, the host's own key decrypts.
+        Reads are never checked. `c_bit` is that of the host's mapping: set, the host's own key decrypts.
         """
-        return self._machine.memory.read(_host_key(c_bit), spa, size)
+        data = self._machine.memory.read(_host_key(c_bit), spa, size)
+        if not self._machine.hidden_asids or not size:
+            return data
+        pages, start = range(spa >> PAGE_SHIFT, -(-(spa + size) // PAGE_SIZE)), spa % PAGE_SIZE
+        content = np.zeros((len(pages), PAGE_SIZE), np.uint8)
+        content.reshape(-1)[start : start + size] = np.frombuffer(data, np.uint8)
+        return self._shown(pages, content).reshape(-1)[start : start + size].tobytes()
 
     def write(self, spa: int, data: bytes | Bytes, *, c_bit: bool = False) -> None:
         """Store bytes, under the host's key where `c_bit` is set.
@@ -77,8 +84,13 @@ class HostCpu:
         self._machine.memory.write_pages(KeyId.UNENCRYPTED, pages, data)
 
     def read_pages(self, pages: Pages) -> Bytes:
-        """Raw whole pages (n, 4096)."""
-        return self._machine.memory.read_pages(KeyId.UNENCRYPTED, pages)
+        """Whole pages (n, 4096), as `read` gives them."""
+        return self._shown(pages, self._machine.memory.read_pages(KeyId.UNENCRYPTED, pages))
+
+    def _shown(self, pages: Pages, content: Bytes) -> Bytes:
+        """What ciphertext hiding leaves of whole pages."""
+        limit = self._machine.hidden_asids
+        return hide(content, owners(self._machine.rmp, pages), limit) if limit else content
 
     def _check(self, pages: Pages) -> None:
         if not self._machine.snp_enabled:

@@ -19,7 +19,6 @@ from snpbook.hardware.dram import Dram, Words
 from snpbook.hardware.instructions import NewState, rmpupdate
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
-from snpbook.hardware.rmp import chunks
 from snpbook.hardware.tweaks import boot_constants
 from snpbook.hardware.xex import Xex
 from snpbook.host.kernel import Kernel
@@ -94,8 +93,8 @@ def _guests() -> Machine:
         pages = range(first + guest * _GUEST_PAGES, first + (guest + 1) * _GUEST_PAGES)
         rmpupdate(machine.rmp, pages, range(_GUEST_PAGES), NewState(assigned=True, asid=guest + 1))
     data = np.ones((_STEP, PAGE_SIZE), np.uint8)
-    for pages in chunks(range(first, first + _TOUCHED_PAGES), _STEP):
-        machine.memory.write_pages(0, pages, data)
+    for start in range(first, first + _TOUCHED_PAGES, _STEP):
+        machine.memory.write_pages(0, range(start, start + _STEP), data)
     return machine
 
 
