@@ -23,7 +23,7 @@ from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.table import power_on
 from snpbook.guest.attestation import request_report
 from snpbook.guest.boot import Layout, boot
-from snpbook.hardware.executor import Program, ProgramFailure
+from snpbook.hardware.guest_cpu import Program, ProgramFailure
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.snapshot import Snapshot

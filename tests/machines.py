@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.table import power_on
-from snpbook.hardware.instructions import FIRMWARE, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.kvm import Vm
-from snpbook.spec import commands as buffers
 from snpbook.spec.commands import Command, MailboxRegister
+from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.layout import Layout
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import LaunchPage
@@ -90,11 +90,11 @@ class Board:
 
     def command(self, command: Command, stray: tuple[int, ...] = (), **fields: Any) -> Status:
         """Issue a command."""
-        return self.send(command, self.put(getattr(buffers, command.name, None), stray, **fields))
+        return self.send(command, self.put(BUFFERS[command], stray, **fields))
 
     def run(self, command: Command, pages: range, **fields: Any) -> tuple[int, Status]:
         """Issue a command for each page of a run: how many succeeded, and the status of the last."""
-        address = self.put(getattr(buffers, command.name), **fields)
+        address = self.put(BUFFERS[command], **fields)
         self.cpu.mailbox_write(MailboxRegister.ADDRESS_LOW, address)
         self.cpu.mailbox_write(MailboxRegister.ADDRESS_HIGH, 0)
         done = self.cpu.mailbox_repeat(command, pages)

@@ -1,11 +1,30 @@
 """The exercises: a registry of tasks with checks, hints, reference solutions and known wrong answers.
 
 A check runs the reader's function against cases and names the first case that fails and the rule behind it.
-Each exercise is proven by its own reference and wrong answers. One module per chapter registers what it asks.
+Each exercise is proven by its own reference and wrong answers. The modules of a chapter register what it asks.
 """
 
-from snpbook.exercises import first_light
+from snpbook.exercises import (
+    first_light,
+    memory_encryption,
+    memory_freshness,
+    memory_tweaks,
+    page_moves,
+    reverse_map_table,
+)
 from snpbook.exercises.desk import check, hint, task
 from snpbook.exercises.registry import exercise, exercises
 
-__all__ = ["check", "exercise", "exercises", "first_light", "hint", "task"]
+__all__ = [
+    "check",
+    "exercise",
+    "exercises",
+    "first_light",
+    "hint",
+    "memory_encryption",
+    "memory_freshness",
+    "memory_tweaks",
+    "page_moves",
+    "reverse_map_table",
+    "task",
+]

@@ -6,23 +6,11 @@ Source: firmware 1.55.25 (SNP ABI, SNP_ACTIVATE and SNP_DF_FLUSH).
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
 from snpbook.hardware.machine import Core
+from snpbook.spec.asids import CORES_PER_CCX, AsidState
 from snpbook.spec.status import Status, require
-
-CORES_PER_CCX = 8
-
-
-class AsidState(IntEnum):
-    """One ASID on one core complex."""
-
-    CLEAN = 0
-    DIRTY = 1
-    ALLOCATED = 2
-    IN_USE = 3
 
 
 class Asids:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from snpbook.firmware.asids import AsidState
 from snpbook.firmware.keys import memory_key
 from snpbook.firmware.pages import check_address, make_context, make_firmware, require_small, require_state
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.rmp import U64
+from snpbook.spec.asids import AsidState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GUEST_CONTEXT, GuestState
+from snpbook.spec.context import GUEST_CONTEXT
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.policy import POLICY
 from snpbook.spec.rmp import ASID_COUNTERS
+from snpbook.spec.states import GuestState
 from snpbook.spec.status import Status, require
 
 
@@ -82,11 +83,11 @@ def snp_decommission(psp: SecureProcessor, buffer: Record) -> None:
 def check_policy(psp: SecureProcessor, policy: int) -> None:
     """The rules of SNP_LAUNCH_START on a guest policy (POLICY_FAILURE), in order."""
     data = policy.to_bytes(8, "little")
-    wanted, release = POLICY.unpack(data), psp.release
+    wanted, abi = POLICY.unpack(data), psp.release.abi
     require(wanted.one == 1, Status.POLICY_FAILURE, "policy bit 17 is one", 1, 0)
     smt_on = psp.release.platform_info & 1
     require(wanted.smt or not smt_on, Status.POLICY_FAILURE, "SMT is on, so the policy must allow it", 1, wanted.smt)
-    version, minimum = (release.major, release.minor), (wanted.abi_major, wanted.abi_minor)
+    version, minimum = (abi.major, abi.minor), (wanted.abi_major, wanted.abi_minor)
     require(minimum <= version, Status.POLICY_FAILURE, "the firmware's ABI is new enough", minimum, version)
-    known = psp.release.policy_bits
-    require(policy & ~known == 0, Status.POLICY_FAILURE, "reserved policy bits are zero", 0, policy & ~known)
+    unknown = policy & ~abi.policy_bits
+    require(unknown == 0, Status.POLICY_FAILURE, "reserved policy bits are zero", 0, unknown)

@@ -16,16 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from snpbook.spec.certificates import HWID_SIZE, product_line
+from snpbook.spec.key_derivation import EXTRA_BITS, HASHSTICK_SIZE, VCEK_LABEL
 from snpbook.spec.policy import Tcb
 from snpbook.spec.report import SIGNATURE_COMPONENT, SIGNED_SIZE
 
-VCEK_LABEL = "sev-versioned-chip-endorsement-key"
-VLEK_LABEL = "sev-versioned-loaded-attestation-key"
 MEMORY_KEY_LABEL = "sev-vm-encryption-key-0"
 
-HASHSTICK_SIZE = 48
 _SPL_TOP = 255
-_EXTRA_BYTES = 8
 
 
 def kdf(key: bytes, label: str, context: bytes, size: int) -> bytes:
@@ -116,5 +113,5 @@ class Chip:
 
 def _private_key(curve: ec.EllipticCurve, secret: bytes, label: str) -> ec.EllipticCurvePrivateKey:
     """A private key by "extra bits": 64 more than the order has, so that the remainder is as good as unbiased."""
-    stream = kdf(secret, label, b"", curve.key_size // 8 + _EXTRA_BYTES)
+    stream = kdf(secret, label, b"", curve.key_size // 8 + EXTRA_BITS // 8)
     return ec.derive_private_key(int.from_bytes(stream, "little") % (curve.group_order - 1) + 1, curve)

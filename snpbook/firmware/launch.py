@@ -11,7 +11,6 @@ from hashlib import sha384
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.firmware.asids import AsidState
 from snpbook.firmware.digest import NO_CONTENTS, extend, page_contents
 from snpbook.firmware.guests import check_policy
 from snpbook.firmware.identity import check_id_block
@@ -20,12 +19,13 @@ from snpbook.firmware.processor import SecureProcessor, wrong_guest_state
 from snpbook.hardware.dram import Words, page_numbers
 from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
+from snpbook.spec.asids import AsidState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GUEST_TRANSITIONS
 from snpbook.spec.encryption import KeyId
-from snpbook.spec.launch import CPUID_ENTRIES, CPUID_PAGE, ID_AUTH, ID_BLOCK, SECRETS_PAGE, SECRETS_VERSION
+from snpbook.spec.launch import CPUID_ENTRIES, CPUID_PAGE, ID_AUTH, ID_BLOCK, SECRETS_PAGE
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, LaunchPage, PageSize, PageState
+from snpbook.spec.states import GUEST_TRANSITIONS
 from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.spec.vmsa import GUEST_FIELDS_AT_LAUNCH, UNMEASURED_FROM, UNMEASURED_TO
 
@@ -179,7 +179,11 @@ def _secrets(psp: SecureProcessor, context: Record) -> bytes:
     keys = {name: getattr(context, name) for name in ("vmpck0", "vmpck1", "vmpck2", "vmpck3")}
     product = psp.machine.product
     return SECRETS_PAGE.pack(
-        version=SECRETS_VERSION, fms=int(product.signature), gosvw=context.gosvw, tsc_factor=product.tsc_factor, **keys
+        version=psp.release.abi.secrets_version,
+        fms=int(product.signature),
+        gosvw=context.gosvw,
+        tsc_factor=product.tsc_factor,
+        **keys,
     )
 
 

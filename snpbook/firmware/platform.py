@@ -14,8 +14,6 @@ from snpbook.hardware.dram import page_numbers
 from snpbook.hardware.msr import first_disagreement
 from snpbook.hardware.rmp import U64
 from snpbook.spec import rmp as spec
-from snpbook.spec.commands import PLATFORM_STATUS, RANGE_ENTRY, RANGE_LIST_HEADER, RANGE_LIST_LIMIT
-from snpbook.spec.context import PlatformState
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.memory_map import ASEG, HT_HOLE
@@ -30,6 +28,8 @@ from snpbook.spec.msr import (
     Msr,
 )
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, PageState
+from snpbook.spec.platform import PLATFORM_STATUS, RANGE_ENTRY, RANGE_LIST_HEADER, RANGE_LIST_LIMIT
+from snpbook.spec.states import PlatformState
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
 _SYSCFG_ON = SYSCFG_MEM_ENCRYPT | SYSCFG_SNP_EN | SYSCFG_VMPL_EN
@@ -53,6 +53,7 @@ def snp_init_ex(psp: SecureProcessor, buffer: Record) -> None:
     # ACTION
     if buffer.init_rmp:
         _build_rmp(psp, fixed)
+    psp.machine.iommu.snp_enabled = True
     psp.asids.all_dirty()
 
     # STATE
@@ -138,8 +139,8 @@ def snp_platform_status(psp: SecureProcessor, buffer: Record) -> None:
     # ANSWER
     release = psp.release
     status = PLATFORM_STATUS.pack(
-        api_major=release.major,
-        api_minor=release.minor,
+        api_major=release.abi.major,
+        api_minor=release.abi.minor,
         state=psp.state,
         is_rmp_init=psp.rmp_built,
         alias_check_complete=1,

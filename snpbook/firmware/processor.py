@@ -19,11 +19,12 @@ from snpbook.firmware.pages import check_address, state_of, without_c_bit
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.rmp import U64
 from snpbook.spec.commands import Command
-from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT, GUEST_TRANSITIONS, GuestState, PlatformState
+from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.policy import Tcb
+from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, PlatformState
 from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.trace import FirmwareCommand
 
@@ -59,8 +60,7 @@ class SecureProcessor:
         machine.mailbox.connect(self)
 
     def __repr__(self) -> str:
-        r = self.release
-        return f"SecureProcessor({r.major}.{r.minor}.{r.build}, {self.state.name}, {self.guest_count} guests)"
+        return f"SecureProcessor({self.release}, {self.state.name}, {self.guest_count} guests)"
 
     @property
     def initialised(self) -> bool:
@@ -83,7 +83,7 @@ class SecureProcessor:
         name = _name(command)
         try:
             layout, handler, _ = self._lookup(command)
-            buffer = self._buffer(layout, address)
+            buffer = self._buffer(Command(command), layout, address)
             arguments: dict[str, Any] = dict(buffer) if buffer else {}
             handler(self, buffer)
         except FirmwareRefusal as refusal:
@@ -101,7 +101,7 @@ class SecureProcessor:
             layout, _, run_handler = self._lookup(command)
             require(run_handler is not None, Status.INVALID_COMMAND, f"{name} names one page", "a page command", name)
             assert run_handler is not None
-            buffer = self._buffer(layout, address)
+            buffer = self._buffer(Command(command), layout, address)
             done, refusal = run_handler(self, buffer, pages)
         except FirmwareRefusal as early:
             done, refusal, buffer = 0, early, None
@@ -118,13 +118,13 @@ class SecureProcessor:
         )
         return self._commands[Command(command)]
 
-    def _buffer(self, layout: Layout | None, address: int) -> Record:
+    def _buffer(self, command: Command, layout: Layout | None, address: int) -> Record:
         """The command buffer; its reserved bits are checked first of all (INVALID_PARAM)."""
         if layout is None:
             return _EMPTY
         spa = check_address(self, address, layout.size, "command buffer", lookup=False)
         data = self.machine.memory.read(KeyId.UNENCRYPTED, spa, layout.size)
-        stray = layout.reserved_set(data)
+        stray = layout.reserved_set(data, self.release.abi.unknown_fields(command))
         require(not stray, Status.INVALID_PARAM, f"reserved bits of {layout.name} are zero", 0, stray)
         return layout.unpack(data)
 

@@ -22,14 +22,12 @@ from snpbook.spec.messages import (
     HEADER_VERSION,
     LAST_SEQNO,
     MESSAGE_HEADER,
-    REPORT_REQUEST,
-    REPORT_RESPONSE,
     TAG_SIZE,
-    KeySelect,
     MessageType,
     iv,
 )
 from snpbook.spec.pages import PAGE_SIZE, PageState
+from snpbook.spec.payloads import REPORT_REQUEST, REPORT_RESPONSE, KeySelect
 from snpbook.spec.report import (
     ATTESTATION_REPORT,
     ECDSA_P384_SHA384,
@@ -166,11 +164,11 @@ def attestation_report(psp: SecureProcessor, context: Record, request: Record) -
         chip_id=psp.chip.chip_id,
         committed_tcb=int(psp.committed_tcb),
         current_build=release.build,
-        current_minor=release.minor,
-        current_major=release.major,
+        current_minor=release.abi.minor,
+        current_major=release.abi.major,
         committed_build=release.build,
-        committed_minor=release.minor,
-        committed_major=release.major,
+        committed_minor=release.abi.minor,
+        committed_major=release.abi.major,
         launch_tcb=context.launch_tcb,
         **cpuid,
     )

@@ -9,7 +9,7 @@ from snpbook.firmware import guests, launch, platform, requests
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.processor import Commands, Rng, SecureProcessor
 from snpbook.hardware.machine import Machine
-from snpbook.spec import commands as buffers
+from snpbook.spec import snp_buffers as buffers
 from snpbook.spec.commands import Command
 
 COMMANDS: Commands = {

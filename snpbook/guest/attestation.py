@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from snpbook.guest.boot import Layout
 from snpbook.guest.ghcb import Ghcb
-from snpbook.hardware.executor import GuestCpu, ProgramFailure
+from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.spec.ghcb import Nae
 from snpbook.spec.launch import SECRETS_PAGE
 from snpbook.spec.messages import (
@@ -20,13 +20,12 @@ from snpbook.spec.messages import (
     ALGO_AES_256_GCM,
     HEADER_VERSION,
     MESSAGE_HEADER,
-    REPORT_REQUEST,
-    REPORT_RESPONSE,
     TAG_SIZE,
     MessageType,
     iv,
 )
 from snpbook.spec.pages import PAGE_SIZE
+from snpbook.spec.payloads import REPORT_REQUEST, REPORT_RESPONSE
 from snpbook.spec.status import Status
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snpbook.guest.ghcb import Ghcb, Reason, terminate
-from snpbook.hardware.executor import GuestCpu
+from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.spec import ghcb as spec
 from snpbook.spec import kvm
 from snpbook.spec.ghcb import PSC_ENTRIES, PSC_ENTRY, PSC_HEADER, Nae, PageOperation

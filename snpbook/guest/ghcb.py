@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from snpbook.hardware.executor import GuestCpu, ProgramFailure
+from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.spec import ghcb as spec
 from snpbook.spec.ghcb import GHCB, MsrCode, Nae
 from snpbook.spec.layout import Record

@@ -6,7 +6,7 @@ fails. What a failure becomes (#PF, #NPF, #VC) is the core's business. Nothing h
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,31 @@ from snpbook.hardware.dram import Pages, Words, page_numbers
 from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, chunks
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGES_PER_LARGE, VmplPermission
+
+
+class AccessKind(Enum):
+    """What an access does: data, instruction fetch, and the processor's own accesses to tables in a page walk.
+
+    UPDATE sets accessed and dirty bits: a data write of 4 KB, whatever maps the table (APM2 15.36.10).
+    """
+
+    READ = (0, False, False)
+    WRITE = (1, True, False)
+    FETCH = (2, False, False)
+    WALK = (3, False, True)
+    UPDATE = (4, True, True)
+
+    def __init__(self, number: int, writes: bool, of_tables: bool) -> None:
+        self.number, self.writes, self.of_tables = number, writes, of_tables
+
+    def need(self, cpl: int) -> VmplPermission:
+        """The permissions that the access needs at its VMPL; a write without the right to read is none."""
+        if self is AccessKind.FETCH:
+            return VmplPermission.EXECUTE_USER if cpl == USER_CPL else VmplPermission.EXECUTE_SUPERVISOR
+        return VmplPermission.READ | VmplPermission.WRITE if self.writes else VmplPermission.READ
+
+
+USER_CPL = 3
 
 
 class Access(IntEnum):
@@ -61,7 +86,8 @@ def check_guest(
     for chunk, guest in zip(chunks(pages), chunks(gfns), strict=True):
         stop = start + len(chunk)
         last = int(chunk[-1]) if isinstance(chunk, range) else int(chunk.max())
-        if last < rmp.entries and not large:
+        whole = last < rmp.entries and (rmp.words is not None or rmp.covers(page_numbers(chunk)).all())
+        if whole and not large:
             # Nearly every access is granted: one comparison of the whole entry answers for all.
             entries = rmp.load(chunk)
             expected, differs = scratch[0, : len(chunk)], scratch[1, : len(chunk)]
@@ -81,7 +107,7 @@ def check_guest(
 
 
 def _explain(rmp: Rmp, pages: Words, gfns: Words, asid: int, need_bits: np.uint64, large: bool) -> NDArray[np.uint8]:
-    covered = pages < U64(rmp.entries)
+    covered = rmp.covers(pages)
     entries = np.zeros((len(pages), 2), U64)
     entries[covered] = rmp.effective(pages[covered])
     low = entries[:, 0]
@@ -108,6 +134,20 @@ def check_write(rmp: Rmp, pages: Pages, *, large: bool = False) -> NDArray[np.ui
     entries = rmp.peek(page_numbers(pages) & ~LARGE_MASK if large else pages)[:, 0]
     owned = entries & U64(spec.ASSIGNED | spec.SUBPAGES * large) != 0
     return np.where(owned, Access.NOT_HYPERVISOR_OWNED, Access.GRANTED).astype(np.uint8)
+
+
+def refused_write(rmp: Rmp, pages: Pages, *, large: bool = False) -> tuple[int, int] | None:
+    """The first page that `check_write` refuses, and the page whose owner is the reason: with `large` perhaps a
+    neighbour. None where all may be written.
+    """
+    found = check_write(rmp, pages, large=large)
+    if not found.any():
+        return None
+    page = int(pages[int(np.argmax(found != Access.GRANTED))])
+    if not large:
+        return page, page
+    region = range(page & -PAGES_PER_LARGE, (page & -PAGES_PER_LARGE) + PAGES_PER_LARGE)
+    return page, region[int(np.argmax(check_write(rmp, region) != Access.GRANTED))]
 
 
 def check_guest_one(rmp: Rmp, page: int, gfn: int, asid: int, vmpl: int, need: int) -> int:

@@ -8,267 +8,187 @@ with the list stands where the old one stood.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from snpbook.hardware.core import GuestCore
+from snpbook.hardware.exits import Exit, GuestException, Hlt, Shutdown
+from snpbook.hardware.guest_cpu import GuestCpu, Program, ProgramFailure
+from snpbook.hardware.intercepts import intercept_exception, is_behind
+from snpbook.hardware.operations import Operation
 
-from snpbook.hardware.core import VECTOR_GP, VECTOR_VC, Fault, GuestCore
-from snpbook.hardware.dram import whole
-from snpbook.hardware.exits import Exit, GeneralProtection, GuestException, Hlt, Npf, Shutdown, Vmgexit
-from snpbook.hardware.instructions import Codes
-from snpbook.hardware.paging import Flags
-from snpbook.spec.msr import MSR_FACTS, Msr
-from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
-from snpbook.spec.vmcb import ExitCode
-from snpbook.spec.vmsa import LOADABLE_REGISTERS
+CYCLES_PER_OPERATION = 1000
+"""How far the time-stamp counter moves with each operation of a guest (MODEL)."""
 
 
-@dataclass(slots=True)
-class Operation:
-    """One await: `step` does as much as it can on a core; a fault leaves the rest for the next entry."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """In the list of results: here an exception or event was taken by a handler."""
 
-    def __await__(self) -> Generator[Operation, Any, Any]:
-        return (yield self)
-
-    def step(self, core: GuestCore) -> Fault | Exit | None:
-        """None when done (the result is in `value`), else the fault or exit that came first."""
-        raise TypeError(f"{type(self).__name__} has no step")
-
-    @property
-    def value(self) -> Any:
-        return None
+    exception: GuestException
 
 
 @dataclass(slots=True)
-class _Read(Operation):
-    address: int
-    size: int
-    data: bytes = b""
+class _Frame:
+    """A program, or a handler on top of one: what it awaits, or what it is handed next."""
 
-    def step(self, core: GuestCore) -> Fault | None:
-        result = core.read(self.address, self.size)
-        if not isinstance(result, bytes):
-            return result
-        self.data = result
-        return None
-
-    @property
-    def value(self) -> bytes:
-        return self.data
+    coroutine: Generator[Operation, Any, Any]
+    taken: GuestException | None = None
+    event: bool = False
+    pending: Operation | None = None
+    answer: Any = None
 
 
-@dataclass(slots=True)
-class _Write(Operation):
-    address: int
-    data: bytes
-
-    def step(self, core: GuestCore) -> Fault | None:
-        return core.write(self.address, self.data)
-
-
-@dataclass(slots=True)
-class _Pvalidate(Operation):
-    """Pages already done stay done: after a fault the run goes on behind them."""
-
-    address: int
-    count: int
-    validate: bool
-    large: bool
-    codes: list[Codes] = field(default_factory=list)
-    unchanged: list[Flags] = field(default_factory=list)
-
-    def step(self, core: GuestCore) -> Fault | None:
-        done = sum(map(len, self.codes))
-        address = self.address + done * (LARGE_PAGE_SIZE if self.large else PAGE_SIZE)
-        codes, unchanged, fault = core.pvalidate(address, self.count - done, self.validate, self.large)
-        self.codes.append(codes)
-        self.unchanged.append(unchanged)
-        return fault
-
-    @property
-    def value(self) -> tuple[Codes, Flags]:
-        return np.concatenate(self.codes), np.concatenate(self.unchanged)
-
-
-@dataclass(slots=True)
-class _Msr(Operation):
-    """The GHCB MSR, the only one that a guest reaches without an exit here; others are #VC."""
-
-    msr: Msr
-    write: int | None = None
-    result: int = 0
-
-    def step(self, core: GuestCore) -> Fault | None:
-        if not MSR_FACTS[self.msr].guest:
-            return GuestException(VECTOR_VC, ExitCode.MSR, 0)
-        try:
-            if self.write is None:
-                self.result = core.msrs.rdmsr(self.msr)
-            else:
-                core.msrs.wrmsr(self.msr, self.write)
-        except GeneralProtection:
-            return GuestException(VECTOR_GP, 0, 0)
-        return None
-
-    @property
-    def value(self) -> int:
-        return self.result
-
-
-@dataclass(slots=True)
-class _Load(Operation):
-    registers: dict[str, int]
-
-    def step(self, core: GuestCore) -> None:
-        core.registers.update(self.registers)
-
-
-@dataclass(slots=True)
-class _Leave(Operation):
-    """An exit after which RIP stands behind the instruction: done as soon as the guest has left."""
-
-    exit: Exit
-
-    def step(self, core: GuestCore) -> Exit:
-        return self.exit
-
-
-class GuestCpu:
-    """What a guest program can do. Addresses are guest virtual, which are physical before paging.
-
-    Operands that no instruction could have are refused with `ValueError` or `TypeError` where they are given; what
-    the machine refuses comes as a `GuestException` out of the `await`.
-    """
-
-    def read(self, address: int, size: int) -> Operation:
-        """Bytes at a virtual address."""
-        return _Read(*_range(address, size))
-
-    def write(self, address: int, data: bytes) -> Operation:
-        """Store bytes at a virtual address."""
-        return _Write(_range(address, len(data))[0], data)
-
-    def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
-        """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
-        address, _ = _range(address, whole("count", count) * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
-        if address % PAGE_SIZE:
-            raise ValueError(f"address = {address:#x}: PVALIDATE takes a page, a multiple of {PAGE_SIZE:#x}")
-        return _Pvalidate(address, count, validate, large)
-
-    def rdmsr(self, msr: Msr) -> Operation:
-        return _Msr(msr)
-
-    def wrmsr(self, msr: Msr, value: int) -> Operation:
-        return _Msr(msr, _word("value", value))
-
-    def load(self, **registers: int) -> Operation:
-        """Set registers by their VMSA names, such as cr3 or efer: those of `LOADABLE_REGISTERS`."""
-        for name, value in registers.items():
-            if name not in LOADABLE_REGISTERS:
-                raise ValueError(f"{name}: not a register that software loads by its own instructions")
-            _word(name, value)
-        return _Load(registers)
-
-    def vmgexit(self) -> Operation:
-        """Leave to the hypervisor with a request in the GHCB or in its MSR."""
-        return _Leave(Vmgexit())
-
-    def hlt(self) -> Operation:
-        return _Leave(Hlt())
-
-
-def _word(name: str, value: int) -> int:
-    if not 0 <= whole(name, value) < 2**64:
-        raise ValueError(f"{name} = {value:#x}: a register holds 64 bits")
-    return value
-
-
-def _range(address: int, size: int) -> tuple[int, int]:
-    address, size = whole("address", address), whole("size", size)
-    if address < 0 or size < 0 or address + size > 2**64:
-        raise ValueError(f"address = {address:#x}, size = {size:#x}: outside the 64-bit address space")
-    return address, size
-
-
-class ProgramFailure(Exception):
-    """A guest program that gave up: the program has ended, the vCPU is halted, and this is its outcome."""
-
-
-Program = Callable[[GuestCpu], Coroutine[Operation, Any, Any]]
-
-
-def _begin(program: Program) -> Generator[Operation, Any, Any]:
-    """The program's coroutine, made when it is first run: one that never runs is none that was never awaited."""
-    return (yield from program(GuestCpu()).__await__())
+def _begin(make: Callable[..., Coroutine[Operation, Any, Any]], *arguments: Any) -> Generator[Operation, Any, Any]:
+    """A coroutine made when it is first run: one that never runs is none that was never awaited."""
+    return (yield from make(*arguments).__await__())
 
 
 class CoroutineExecutor:
-    """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`."""
+    """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`.
+
+    An exception is raised out of the await, or taken by the handler that the program has installed. A second one of
+    a vector whose handler still runs is a double fault, which ends the vCPU (MODEL).
+    """
 
     def __init__(self) -> None:
         self.results: list[Any] = []
         self.outcome: Any = None
-        self._coroutine: Generator[Operation, Any, Any] | None = None
-        self._pending: Operation | None = None
+        self._program: Program | None = None
+        self._cpu = GuestCpu()
+        self._frames: list[_Frame] = []
 
     def __repr__(self) -> str:
         return f"CoroutineExecutor({'running' if self.busy else 'halted'}, {len(self.results)} results)"
 
     @property
     def busy(self) -> bool:
-        return self._coroutine is not None
+        return bool(self._frames)
 
     def start(self, program: Program, results: Sequence[Any] = ()) -> None:
         """Load a program, at the place to which `results` of an earlier run lead: the machine is not touched.
 
-        `RuntimeError` while another one runs.
+        An operation that had stopped in the middle begins anew; `restore` keeps its progress. `RuntimeError` while
+        another program runs.
         """
-        if self._coroutine is not None:
+        if self._frames:
             raise RuntimeError("the vCPU still runs a program: run it to its end first")
-        self._coroutine, self._pending, self.results, self.outcome = _begin(program), None, [], None
+        self._program, self._cpu, self.results, self.outcome = program, GuestCpu(), [], None
+        self._frames = [_Frame(_begin(program, self._cpu))]
         for result in results:
-            self._advance()
-            self._pending = None
-            self.results.append(result)
+            self._await()
+            if isinstance(result, Taken):
+                self._take(result.exception)
+            else:
+                self._answer(result)
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """Program, results, and how far each operation is that has stopped in the middle: what `restore` takes."""
+        pending = tuple(deepcopy(frame.pending) for frame in self._frames)
+        events = tuple(frame.event for frame in self._frames)
+        return self._program, tuple(self.results), pending, events, self.outcome
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Stand where the executor of a snapshot stood, with a coroutine of its own."""
+        program, results, pending, events, outcome = state
+        self._frames = []
+        if pending:
+            self.start(program, results)
+            if pending[-1] is not None:
+                self._await()
+            for frame, operation, event in zip(self._frames, pending, events, strict=True):
+                frame.pending, frame.event = deepcopy(operation), event
+        self._program, self.results, self.outcome = program, list(results), outcome
 
     def run(self, core: GuestCore) -> Exit:
-        """Run to the next exit. A finished program leaves the vCPU halted.
+        """Run to the next exit, an event of the core first. A finished program leaves the vCPU halted.
 
-        After a nested page fault the same operation goes on; an exception is raised out of it, and ends the vCPU
-        where the program does not handle it.
+        After a nested page fault the same operation goes on. Without SEV-ES the hypervisor that has emulated an
+        intercepted instruction moves RIP behind it.
         """
-        while self._coroutine is not None:
-            if self._pending is None:
-                unhandled = self._advance()
-                if unhandled is not None:
-                    return unhandled
-                continue
-            stopped = self._pending.step(core)
-            if isinstance(stopped, Npf):
-                return stopped
-            if isinstance(stopped, GuestException):
-                core.deliver(stopped)
-            self.results.append(stopped if isinstance(stopped, GuestException) else self._pending.value)
-            self._pending = None
-            core.registers["rip"] = len(self.results)
-            if stopped is not None and not isinstance(stopped, GuestException):
-                return stopped
-        return Hlt()
+        if not self._frames:
+            return Hlt()
+        frame = self._frames[-1]
+        if frame.pending is not None and core.registers["rip"] == len(self.results) + 1:
+            frame.pending.emulated(core)
+        exit_ = self._deliver(core) or self._run(core)
+        core.registers["rip"] = len(self.results)
+        return exit_
 
-    def _advance(self) -> Shutdown | None:
-        """Hand the program the last result; it ends, or `_pending` is what it awaits next."""
-        coroutine, self._coroutine, self._pending = self._coroutine, None, None
-        assert coroutine is not None
-        last = self.results[-1] if self.results else None
-        try:
-            pending = coroutine.throw(last) if isinstance(last, GuestException) else coroutine.send(last)
-        except StopIteration as end:
-            self.outcome = end.value
-        except ProgramFailure as failure:
-            self.outcome = failure
-        except GuestException as unhandled:
-            return Shutdown(f"unhandled exception: {unhandled}")
-        else:
-            self._coroutine, self._pending = coroutine, pending
+    def _deliver(self, core: GuestCore) -> Exit | None:
+        """The event that came with the entry, between two instructions."""
+        event, core.event = core.event, None
+        if event is None:
+            return None
+        return self._await(core) or (self._except(event, event=True) if self._frames else None)
+
+    def _run(self, core: GuestCore) -> Exit:
+        while True:
+            unhandled = self._await(core)
+            if unhandled is not None:
+                return unhandled
+            if not self._frames:
+                return Hlt()
+            operation = self._frames[-1].pending
+            assert operation is not None
+            core.machine.tsc += CYCLES_PER_OPERATION
+            stop = operation.step(core)
+            if isinstance(stop, GuestException):
+                stop = intercept_exception(core, stop)
+            if isinstance(stop, GuestException):
+                stop = self._except(stop)
+            elif stop is None:
+                self._answer(operation.value)
+            elif is_behind(core, stop):
+                operation.emulated(core)
+                if operation.finished:
+                    self._answer(operation.value)
+            if stop is not None:
+                return stop
+
+    def _except(self, exception: GuestException, *, event: bool = False) -> Shutdown | None:
+        """Hand an exception to its handler, or raise it out of the await."""
+        if exception.vector not in self._cpu.handlers:
+            self._answer(exception)
+            return None
+        if any(frame.taken and frame.taken.vector == exception.vector for frame in self._frames):
+            self._frames = []
+            return Shutdown(f"double fault: {exception} while its handler runs")
+        self._take(exception, event)
+        return None
+
+    def _take(self, exception: GuestException, event: bool = False) -> None:
+        handler = self._cpu.handlers[exception.vector]
+        self._frames.append(_Frame(_begin(handler, self._cpu, exception), exception, event))
+        self.results.append(Taken(exception))
+
+    def _answer(self, result: Any) -> None:
+        """The result of what the uppermost frame awaits: the next thing that its coroutine is handed."""
+        self.results.append(result)
+        self._frames[-1].pending, self._frames[-1].answer = None, result
+
+    def _await(self, core: GuestCore | None = None) -> Shutdown | None:
+        """Run coroutines until one awaits something or all have ended. Without a core: on the way to an old place."""
+        while self._frames and self._frames[-1].pending is None:
+            frames, self._frames = self._frames, []
+            frame = frames[-1]
+            try:
+                if isinstance(frame.answer, GuestException):
+                    frame.pending = frame.coroutine.throw(frame.answer)
+                else:
+                    frame.pending = frame.coroutine.send(frame.answer)
+            except StopIteration as end:
+                frames.pop()
+                if not frames:
+                    self.outcome = end.value
+                elif end.value and not frame.event and core is not None:
+                    below = frames[-1].pending
+                    assert below is not None
+                    below.emulated(core)
+            except ProgramFailure as failure:
+                self.outcome, frames = failure, []
+            except GuestException as unhandled:
+                return Shutdown(f"unhandled exception: {unhandled}")
+            self._frames = frames
         return None

@@ -45,22 +45,38 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class Intercepted:
+    """Any other intercepted instruction, event or exception, with what EXITINFO1 and 2 say of it."""
+
+    code: ExitCode
+    info_1: int = 0
+    info_2: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Invalid:
-    """VMRUN refused: `rule` is the consistency check that failed."""
+    """VMRUN refused: `rule` is the check that failed. With code BUSY or IDLE_REQUIRED another try may succeed."""
 
     rule: str
     code: ExitCode = ExitCode.INVALID
 
 
-Exit = Npf | Vmgexit | Hlt | Shutdown | Invalid
+Exit = Npf | Vmgexit | Hlt | Shutdown | Intercepted | Invalid
 
 
 class GuestException(Exception):
-    """An exception delivered inside the guest: #GP (13), #PF (14) or #VC (29), with its error code and address."""
+    """An exception or event delivered inside the guest, with its error code and address.
 
-    def __init__(self, vector: int, error: int, address: int) -> None:
-        super().__init__(f"vector {vector}, error {error:#x}, address {address:#x}")
-        self.vector, self.error, self.address = vector, error, address
+    Raised by the core: #UD (6), #GP (13), #PF (14), #VC (29). Injected by the hypervisor: whatever it names. `info`
+    is what decoding its instruction tells a #VC handler, in the form of EXITINFO1.
+    """
+
+    def __init__(self, vector: int, error: int, address: int, info: int = 0) -> None:
+        super().__init__(vector, error, address, info)
+        self.vector, self.error, self.address, self.info = vector, error, address, info
+
+    def __str__(self) -> str:
+        return f"vector {self.vector}, error {self.error:#x}, address {self.address:#x}"
 
 
 class HostPageFault(Refusal):

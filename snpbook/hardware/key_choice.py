@@ -20,9 +20,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class KeyChoice:
-    """For each access its key id, and whether it faults first: #PF, reserved bit set, then the key has no meaning."""
+    """For each access its key id, whether that is the guest's own (the effective C-bit), and whether it faults first:
+    #PF, reserved bit set, then the key has no meaning.
+    """
 
     keys: NDArray[np.uint16]
+    private: Flags
     reserved: Flags
 
 
@@ -57,7 +60,8 @@ def choose_keys(
     sources = np.where(enabled, _SOURCES[context, kind, effective.astype(np.int8), host_c.astype(np.int8)], 0)
     plain = np.where(tsme, KeyId.HOST, KeyId.UNENCRYPTED)
     keys = np.choose(sources, (plain, np.full_like(plain, KeyId.HOST), np.asarray(asid, np.int64)))
-    return KeyChoice(keys.astype(np.uint16), enabled & top & has_c_bit & guest_c & (kind != Kind.NESTED_WALK))
+    reserved = enabled & top & has_c_bit & guest_c & (kind != Kind.NESTED_WALK)
+    return KeyChoice(keys.astype(np.uint16), sources == KeySource.GUEST, reserved)
 
 
 def _matches(rule: KeyRule, context: Context, kind: Kind, guest_c: bool, host_c: bool) -> bool:

@@ -13,11 +13,14 @@ from snpbook.hardware.cache import Cache
 from snpbook.hardware.checks import check_write
 from snpbook.hardware.dram import Dram, whole
 from snpbook.hardware.encryption import MemoryEncryption
+from snpbook.hardware.iommu import Iommu
 from snpbook.hardware.mailbox import Mailbox
 from snpbook.hardware.memory import Memory
 from snpbook.hardware.msr import Msrs, bios_settings
+from snpbook.hardware.random_source import RandomSource
 from snpbook.hardware.rmp import Rmp
 from snpbook.hardware.rmp_range import NO_TABLE, RmpRange, RmpSegments
+from snpbook.hardware.tlb import Tlb
 from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.image import FOUR_GIB
 from snpbook.spec.memory_map import HT_HOLE, LOW_DRAM_END, TSEG_SIZE
@@ -25,6 +28,7 @@ from snpbook.spec.msr import RMP_ALIGNMENT, RMP_CFG, Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.products import Product
 from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
+from snpbook.spec.vmsa import DEBUG_REGISTERS, UNSAVED_REGISTERS
 from snpbook.trace import Trace
 
 
@@ -59,7 +63,10 @@ class MemoryMap:
 
 
 class Core(Msrs):
-    """One core: its registers, and whether it wrote back its caches since the firmware last asked."""
+    """One core: its registers, and whether it wrote back its caches since the firmware last asked.
+
+    Cores 2n and 2n + 1 are the two threads of one physical core (MODEL).
+    """
 
     def __init__(self, machine: Machine, number: int) -> None:
         memory = machine.map
@@ -69,6 +76,13 @@ class Core(Msrs):
         )
         self.machine, self.number = machine, number
         self.wbinvd_done = False
+        self.long_mode = True
+        """Whether its host runs in 64-bit mode."""
+        self.idle = False
+        """Whether its host has halted it."""
+        self.registers = dict.fromkeys([*UNSAVED_REGISTERS, *DEBUG_REGISTERS], 0)
+        """Registers that VMRUN does not swap for every guest: what one leaves there, the next and the host find."""
+        self.tlb = Tlb(number)
 
     def __repr__(self) -> str:
         return f"Core({self.number}, SYSCFG {self.rdmsr(Msr.SYSCFG):#x})"
@@ -112,9 +126,17 @@ class Machine:
         if cache:
             self.memory = Cache(self.encryption, coherent=product.coherent)
         self.cores = [Core(self, number) for number in range(cores)]
+        self.iommu = Iommu()
         self.mailbox = Mailbox()
         self.runnable: set[int] = set()
         """ASIDs that the firmware lets VMRUN use: in use, not merely allocated."""
+        self.tsc = 0
+        """The time-stamp counter, the same on all cores: it advances with what guests do, in steps of the model."""
+        self.random = RandomSource(boot_entropy)
+        self.vmsa_checksums: dict[int, int] = {}
+        """Of SEV-ES guests, by VMSA page: kept where no software reaches (see `save_area`)."""
+        self.hidden_asids = 0
+        """Ciphertext hiding: guests with ASIDs from 1 to this one; 0 where it is off."""
         self.in_use: set[int] = set()
         """Pages of running vCPUs' VMCBs, VMSAs and AVIC backing: RMP entries that nobody may change (APM2 15.36.12)."""
 
@@ -126,6 +148,11 @@ class Machine:
     def snp_enabled(self) -> bool:
         """Whether every core enforces the RMP."""
         return all(core.snp_enabled for core in self.cores)
+
+    def sibling(self, core: Core) -> Core | None:
+        """The other thread of a core's physical core; None for the last of an odd number."""
+        number = core.number ^ 1
+        return self.cores[number] if number < len(self.cores) else None
 
     def hypervisor_owns(self, spa: int) -> bool:
         """Whether the RMP lets the host write the page at `spa`."""
@@ -141,7 +168,9 @@ class Machine:
             if config.seg_rmp_en:
                 where = RmpSegments.read(self.dram, base, config.seg_size)
         if where != self.rmp.where:
+            changes = self.rmp.changes + 1
             self.rmp = Rmp(self.dram, where if where.fits(self.dram.size) else NO_TABLE)
+            self.rmp.changes = changes  # another table is a change of every entry
         self.rmp_located = True
 
     def flush_guest_page(self, address: int, asid: int) -> bool:

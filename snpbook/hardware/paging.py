@@ -1,8 +1,8 @@
-"""Page walks: nested tables in host memory, guest tables in private guest memory, for many pages at once.
+"""Page walks through four levels of tables for many pages at once: what a walk finds, and the bits that it must set.
 
-A nested walk reads raw DRAM; a guest walk reads each table page through the nested tables and the
-guest's key, whatever the C-bit says. Four levels; 4 KB, 2 MB and 1 GB leaves. Accessed and dirty bits
-are not updated, and no-execute is not looked at (LIMITATIONS). Source: APM2 5.3, 15.25, 15.34.
+`walk` knows the format of the tables only; who may read a table page, and under which key, is told by its caller.
+`nested_walk` is the host's half: tables in memory of the hypervisor. Nothing here changes memory except `set_bits`.
+Sources: APM2 5.3, 5.4, 15.25, 15.34.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from snpbook.hardware.checks import Access, AccessKind, check_write
 from snpbook.hardware.dram import Words
 from snpbook.hardware.memory import Memory
-from snpbook.hardware.rmp import U64
-from snpbook.spec.encryption import KeyId
-from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.hardware.rmp import U64, Rmp
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.vmcb import (
+    PAGE_TABLE_LEVELS,
+    PTE_ACCESSED,
     PTE_ADDRESS,
+    PTE_DIRTY,
     PTE_LARGE,
+    PTE_LARGE_RESERVED,
+    PTE_NO_EXECUTE,
     PTE_PRESENT,
     PTE_SIZE,
     PTE_USER,
@@ -29,106 +34,187 @@ from snpbook.spec.vmcb import (
     FaultError,
 )
 
-_LEVELS = (3, 2, 1, 0)
 _INDEX_BITS = 9
 _INDEX = U64(PTES_PER_TABLE - 1)
+_LIMIT = U64(PTES_PER_TABLE**PAGE_TABLE_LEVELS)
+_LARGE, _PRESENT, _ACCESSED = U64(PTE_LARGE), U64(PTE_PRESENT), U64(PTE_ACCESSED)
+_RESERVED = U64(FaultError.PRESENT | FaultError.RESERVED)
 Flags = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+Keys = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One level of a walk: the entries of which it made use, for the pages with the indices `owners`."""
+
+    owners: Rows
+    tables: Words
+    addresses: Words
+    keys: Keys
+    entries: Words
+    leaf: Flags
+
+    def missing(self, write: bool) -> Words:
+        """The bits that an access adds to each entry: accessed, and dirty where a write used a leaf."""
+        bits: Words = (_ACCESSED | self.leaf * U64(PTE_DIRTY * write)) & ~self.entries
+        return bits
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What the tables say of each page: `entries` are the leaves, of level 0 (4 KB) to 2 (1 GB).
+
+    `rights` has the bits that all entries on the way share: writable, user, and no-execute inverted. Where the walk
+    did not get to a leaf (`~done`), `errors` are its bits of `FaultError`: 0 for an entry that is not present.
+    """
+
+    done: Flags
+    errors: Words
+    entries: Words
+    rights: Words
+    levels: Words
+    steps: list[Step]
+    numbers: Words
+
+    def frames(self, c_bit: int | None) -> Words:
+        """Where the pages lie: page numbers without the C-bit, 0 where there is no leaf."""
+        inside = np.left_shift(U64(1), self.levels * U64(_INDEX_BITS)) - U64(1)
+        frames = (self.entries & address_mask(c_bit)) >> U64(PAGE_SHIFT)
+        found: Words = frames & ~inside | np.where(self.done, self.numbers & inside, U64(0))
+        return found
+
+    def forbids(self, *, write: bool, fetch: bool, user: bool) -> Flags:
+        """Which pages' rights are not enough for an access that needs these."""
+        needed = U64(PTE_WRITE * write | PTE_USER * user | PTE_NO_EXECUTE * fetch)
+        forbidden: Flags = self.rights & needed != needed
+        return forbidden
+
+
+Locate = Callable[[Words, Rows], tuple[Words, Keys, Flags]]
+"""From pointers (CR3 or entries) of the pages with indices `owners`: the tables' system pages and key ids, and which
+of them can be read; of the others it keeps the reason."""
+
+
+def walk(memory: Memory, root: int, numbers: Words, locate: Locate, *, c_bit: int | None, reserved: int = 0) -> Walk:
+    """Walk the tables behind `root` for page numbers, of which 36 bits count; `reserved` are bits that must be 0."""
+    count = len(numbers)
+    found = Walk(
+        done=np.zeros(count, bool),
+        errors=np.zeros(count, U64),
+        entries=np.zeros(count, U64),
+        rights=np.full(count, ~U64(0)),
+        levels=np.zeros(count, U64),
+        steps=[],
+        numbers=numbers,
+    )
+    pointers, owners = np.full(count, root, U64), np.arange(count)
+    for level in reversed(range(PAGE_TABLE_LEVELS)):
+        pages, keys, ok = locate(pointers, owners)
+        tables = (pointers & address_mask(c_bit)) >> U64(PAGE_SHIFT)
+        owners, pages, keys, tables = owners[ok], pages[ok], keys[ok], tables[ok]
+        index = numbers[owners] >> U64(_INDEX_BITS * level) & _INDEX
+        addresses = (pages << U64(PAGE_SHIFT)) + index * U64(PTE_SIZE)
+        entries = read_words(memory, keys, addresses)
+        present = entries & _PRESENT != 0
+        large = entries & _LARGE != 0
+        wrong = entries & U64(reserved) != 0
+        wrong |= large & (entries & U64(PTE_LARGE_RESERVED[level]) != 0)
+        found.errors[owners[present & wrong]] = _RESERVED
+        used = present & ~wrong
+        leaf = used & (large if level else np.ones(len(used), bool))
+        step = Step(owners[used], tables[used], addresses[used], keys[used], entries[used], leaf[used])
+        found.steps.append(step)
+        found.rights[step.owners] &= step.entries ^ U64(PTE_NO_EXECUTE)
+        ends = owners[leaf]
+        found.done[ends], found.entries[ends], found.levels[ends] = True, entries[leaf], level
+        owners, pointers = step.owners[~step.leaf], step.entries[~step.leaf]
+        if not len(owners):
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class NestedWalk:
-    """Where guest pages lie: system page numbers, and per page whether a 2 MB or 1 GB leaf maps it.
+    """Where guest pages lie: system pages, whether a 2 MB or 1 GB leaf maps them, and the leaf's C-bit.
 
-    `faults` says which pages the tables refuse, `errors` their bits PRESENT and RESERVED of `FaultError`.
+    `faults` says which pages the tables refuse, `errors` with which bits of `FaultError`, those that tell of the
+    access not among them.
     """
 
     pages: Words
     large: Flags
+    host_c: Flags
     faults: Flags
     errors: Words
+    steps: list[Step]
 
 
-def nested_walk(memory: Memory, root: int, gfns: Words, write: bool = False) -> NestedWalk:
-    """Translate guest page numbers through the nested tables at `root`.
+def nested_walk(
+    memory: Memory, rmp: Rmp | None, root: int, gfns: Words, kind: AccessKind, *, c_bit: int, host_keys: Keys
+) -> NestedWalk:
+    """Translate guest page numbers through the nested tables at `root`; `rmp` is None where SNP is off.
 
-    Every nested access is a user access (APM2 15.25.5). An entry that leads out of DRAM counts as one with reserved
-    bits set (MODEL).
+    Every nested access is a user's (APM2 15.25.5), and the tables are the host's: their pages must be the hypervisor's
+    (that this is told as an #NPF with the bit RMP is inferred), and their C-bits choose between the two `host_keys`.
+    The host has EFER.NXE set, and an entry that leads out of DRAM counts as one with reserved bits set (MODEL).
     """
-    count = len(gfns)
-    needed = U64(PTE_USER | PTE_WRITE * write)
-    table = np.full(count, root & PTE_ADDRESS, U64)
-    pages = np.zeros(count, U64)
-    open_ = gfns >> U64(_INDEX_BITS * len(_LEVELS)) == 0
-    present, refused, large = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, bool)
-    reserved = open_ & (table >= memory.size)
-    for level in _LEVELS:
-        open_ &= ~reserved
-        table = np.where(open_, table, U64(0))
-        shift = U64(_INDEX_BITS * level)
-        entries = memory.words(KeyId.UNENCRYPTED, table + ((gfns >> shift) & _INDEX) * U64(PTE_SIZE))
-        open_ &= entries & U64(PTE_PRESENT) != 0
-        refused |= open_ & (entries & needed != needed)
-        leaf = open_ & ((entries & U64(PTE_LARGE) != 0) if level in (1, 2) else level == 0)
-        inside = (U64(1) << shift) - U64(1)
-        table = entries & U64(PTE_ADDRESS)
-        frames = table >> U64(PAGE_SHIFT)
-        pages = np.where(leaf, frames & ~inside | gfns & inside, pages)
-        reserved |= open_ & (np.where(leaf, pages << U64(PAGE_SHIFT), table) >= memory.size)
-        large |= leaf & bool(level)
-        present |= leaf
-        open_ &= ~leaf
-    errors = U64(FaultError.PRESENT) * (present | reserved) | U64(FaultError.RESERVED) * reserved
-    return NestedWalk(pages, large, ~present | refused | reserved, errors)
+    top, errors = U64(memory.size >> PAGE_SHIFT), np.zeros(len(gfns), U64)
+
+    def locate(pointers: Words, owners: Rows) -> tuple[Words, Keys, Flags]:
+        tables = (pointers & address_mask(c_bit)) >> U64(PAGE_SHIFT)
+        ok = (tables < top) & (gfns[owners] < _LIMIT)
+        errors[owners[ok ^ (gfns[owners] < _LIMIT)]] = _RESERVED
+        if rmp is not None:
+            foreign = check_write(rmp, tables) != Access.GRANTED
+            errors[owners[ok & foreign]] = U64(FaultError.PRESENT | FaultError.RMP)
+            ok &= ~foreign
+        return tables, host_keys[_bit(pointers, c_bit).astype(np.intp)], ok
+
+    found = walk(memory, root, gfns, locate, c_bit=c_bit)
+    pages = found.frames(c_bit)
+    errors = np.where(found.done, U64(0), errors | found.errors)
+    outside = found.done & (pages >= top)
+    errors[outside] = _RESERVED
+    forbidden = found.forbids(write=kind.writes, fetch=kind is AccessKind.FETCH, user=True)
+    forbidden &= found.done & ~outside
+    errors[forbidden] = U64(FaultError.PRESENT)
+    faults = ~found.done | outside | forbidden
+    return NestedWalk(pages, found.levels > 0, _bit(found.entries, c_bit), faults, errors, found.steps)
 
 
-@dataclass(frozen=True, slots=True)
-class GuestWalk:
-    """Guest page numbers, the C-bit, and present, writable, of guest virtual pages.
-
-    `fault` is the reason why a table could not be read, for page index `stop` and those behind it.
-    """
-
-    gfns: Words
-    private: Flags
-    present: Flags
-    writable: Flags
-    stop: int
-    fault: object | None
+def address_mask(c_bit: int | None) -> np.uint64:
+    """The address bits of an entry whose bit `c_bit` is a C-bit."""
+    return U64(PTE_ADDRESS if c_bit is None else PTE_ADDRESS & ~(1 << c_bit))
 
 
-def guest_walk(read_table: Callable[[int], Words | object], root: int, c_bit: int, virtual: Words) -> GuestWalk:
-    """Translate guest virtual page numbers through the guest's own tables.
+def read_words(memory: Memory, keys: Keys, addresses: Words) -> Words:
+    """The words at addresses, each under its own key id."""
+    found = np.empty_like(addresses)
+    for key in distinct_keys(keys):
+        mine = keys == key
+        found[mine] = memory.words(key, addresses[mine])
+    return found
 
-    `read_table(gfn)` gives the 512 entries of a table page, or the fault that reading it caused.
-    """
-    count = len(virtual)
-    address = PTE_ADDRESS & ~(1 << c_bit)
-    current = np.full(count, (root & address) >> PAGE_SHIFT, U64)
-    gfns = np.zeros(count, U64)
-    private = np.zeros(count, bool)
-    open_, writable, present = np.ones(count, bool), np.ones(count, bool), np.zeros(count, bool)
-    stop, fault = count, None
-    for level in _LEVELS:
-        shift = U64(_INDEX_BITS * level)
-        entries = np.zeros(count, U64)
-        tables = current[open_]
-        if len(tables) and (tables == tables[0]).all():
-            tables = tables[:1]
-        for table in np.unique(tables):
-            where = open_ & (current == table)
-            words = read_table(int(table))
-            if isinstance(words, np.ndarray):
-                entries[where] = words[((virtual[where] >> shift) & _INDEX).astype(np.int64)]
-            elif (first := int(np.argmax(where))) < stop:
-                stop, fault = first, words
-        open_ &= entries & U64(PTE_PRESENT) != 0
-        writable &= ~open_ | (entries & U64(PTE_WRITE) != 0)
-        leaf = open_ & ((entries & U64(PTE_LARGE) != 0) if level in (1, 2) else level == 0)
-        inside = (U64(1) << shift) - U64(1)
-        frames = (entries & U64(address)) >> U64(PAGE_SHIFT)
-        gfns = np.where(leaf, frames & ~inside | virtual & inside, gfns)
-        private |= leaf & (entries >> U64(c_bit) & U64(1) != 0)
-        present |= leaf
-        open_ &= ~leaf
-        current = np.where(open_, frames, U64(0))
-    return GuestWalk(gfns, private, present, present & writable, stop, fault)
+
+def set_bits(memory: Memory, keys: Keys, addresses: Words, bits: Words) -> None:
+    """Set bits in words of memory; pages in which nothing is to be set are not written."""
+    for key in distinct_keys(keys):
+        mine = keys == key
+        pages, rows = np.unique(addresses[mine] >> U64(PAGE_SHIFT), return_inverse=True)
+        content = np.array(memory.read_pages(key, pages))
+        index = (addresses[mine] & U64(PAGE_SIZE - 1)) // U64(PTE_SIZE)
+        np.bitwise_or.at(content.view("<u8"), (rows, index.astype(np.intp)), bits[mine])
+        memory.write_pages(key, pages, content)
+
+
+def distinct_keys(keys: Keys) -> list[int]:
+    """The key ids of some accesses, of which there are at most three: none, the host's, the guest's."""
+    if len(keys) and (keys == keys[0]).all():
+        return [int(keys[0])]
+    return [int(key) for key in np.unique(keys)]
+
+
+def _bit(words: Words, number: int) -> Flags:
+    is_set: Flags = words & U64(1 << number) != 0
+    return is_set

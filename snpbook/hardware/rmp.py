@@ -56,12 +56,14 @@ class Rmp:
         return self.where.covers(pages)
 
     def changed(self, page: int) -> None:
-        """Note that the one-page path has written a page's entry, that of its region or a counter."""
+        """Note that the one-page path has written a page's entry, that of its region or a counter.
+
+        The entries of a region lie in one 8 KB step of the table, and so within one piece of DRAM that has a flag.
+        """
         self.changes += 1
-        written, first = self.dram.written, self.where.base + spec.BOOKKEEPING_SIZE
-        written[(first + page * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
-        written[(first + (page & -PAGES_PER_LARGE) * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
-        written[self.where.base // LARGE_PAGE_SIZE] = 1
+        written, base = self.dram.written, self.where.base
+        written[(base + spec.BOOKKEEPING_SIZE + page * spec.ENTRY_SIZE) // LARGE_PAGE_SIZE] = 1
+        written[base // LARGE_PAGE_SIZE] = 1
 
     def snapshot(self) -> int:
         """What the table holds besides its memory: how often it was changed."""

@@ -1,89 +1,110 @@
-"""VMRUN: the consistency checks, the registers in and out of the VMSA, the exit into the VMCB.
+"""VMRUN and #VMEXIT: the checks, the registers in and out, the exit into the VMCB.
 
-The hypervisor sees exit codes; the registers go back into the encrypted page. Source: APM2 15.36.12
-(checks of VMCB and VMSA pages), 15.35.
+Between the two the core is in guest mode, and the pages that it works with are in use: nobody changes their RMP
+entries. The hypervisor sees exits; the registers go back to where they came from. Sources: APM2 15.5, 15.6,
+15.35, 15.36.12.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
-from snpbook.hardware.checks import check_write
+from snpbook.hardware.consistency import CONTROL_CHECKS, STATE_CHECKS, Candidate, first_failure
 from snpbook.hardware.core import GuestCore
 from snpbook.hardware.dram import whole
-from snpbook.hardware.executor import CoroutineExecutor
-from snpbook.hardware.exits import Exit, GeneralProtection, Invalid, Npf
+from snpbook.hardware.exits import Exit, GeneralProtection, Intercepted, Npf, Vmgexit
+from snpbook.hardware.injection import take_event
+from snpbook.hardware.intercepts import is_behind
 from snpbook.hardware.machine import Machine
+from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
-from snpbook.spec.msr import HWCR_SMM_LOCK, Msr
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.vmcb import VMCB
-from snpbook.spec.vmsa import SNP_ACTIVE, VMSA
 
 
-def vmrun(machine: Machine, vmcb_spa: int, executor: CoroutineExecutor, vcpu: str) -> Exit:
-    """Run the vCPU of the VMCB at `vmcb_spa` to its next exit.
+class Executor(Protocol):
+    """What runs a guest on a core: programs, or one day machine code."""
+
+    def run(self, core: GuestCore) -> Exit:
+        """Run from the core's registers to the next exit, and leave the registers there. An event comes first."""
+
+
+def vmrun(machine: Machine, vmcb_spa: int, executor: Executor, vcpu: str, core: int = 0) -> Exit:
+    """Run the vCPU of the VMCB at `vmcb_spa` on a core to its next exit.
 
     `GeneralProtection` where the VMCB's address is no page or the page not the hypervisor's; `Invalid` where the
-    state to run is not consistent. Of the VMCB and the VMSA only what the exit concerns is written.
+    state to run is not consistent. Of the VMCB and the save area only what the exit concerns is written.
+    `ValueError` for a core that does not exist or is in guest mode. VM_HSAVE_PA is not looked at (unconfirmed).
     """
-    vmcb_spa = whole("vmcb_spa", vmcb_spa)
-    if not 0 <= vmcb_spa <= machine.dram.size - PAGE_SIZE or vmcb_spa % PAGE_SIZE:
-        raise GeneralProtection("VMRUN takes the address of a page of memory", "a VMCB", vmcb_spa, "APM2 15.5.1")
-    page = vmcb_spa >> PAGE_SHIFT
-    if machine.snp_enabled and check_write(machine.rmp, range(page, page + 1)).any():
+    vmcb = _read_vmcb(machine, vmcb_spa)
+    if not 0 <= whole("core", core) < len(machine.cores) or machine.cores[core].in_guest:
+        raise ValueError(f"core = {core}: one of the machine's {len(machine.cores)}, not in guest mode")
+    physical = machine.cores[core]
+    physical.idle = False
+    candidate = Candidate(machine, physical, vmcb, vmcb_spa)
+    refused = first_failure(CONTROL_CHECKS, candidate) or first_failure(STATE_CHECKS, candidate)
+    if refused:
+        return _left(machine, vmcb_spa, refused)
+    area = candidate.area
+    guest = GuestCore(machine, vmcb, area.registers(physical), vcpu, physical)
+    physical.tlb.enter(vmcb.asid, vmcb.tlb_control, guest.registers if candidate.snp else None)
+    guest.event, changes = take_event(vmcb, guest.registers)
+    with _guest_mode(candidate):
+        exit_ = executor.run(guest)
+    area.store(guest.registers, physical)
+    changes["ghcb_gpa"] = guest.msrs.ghcb
+    if candidate.has(SevCapability.ALLOWED_SEV_FEATURES):  # unconfirmed
+        changes["guest_sev_features"] = candidate.features
+    if isinstance(exit_, Vmgexit) and candidate.on(SevFeatures.VMGEXIT_PARAMETER):
+        changes |= {"vmgexit_rax": guest.registers["rax"], "vmgexit_cpl": guest.registers["cpl"]}
+    if not vmcb.sev_es:  # a program's instruction is one step of RIP long
+        changes["next_rip"] = guest.registers["rip"] + (not is_behind(guest, exit_))
+    return _left(machine, vmcb_spa, exit_, **changes)
+
+
+def _read_vmcb(machine: Machine, spa: int) -> Record:
+    if not 0 <= whole("vmcb_spa", spa) <= machine.dram.size - PAGE_SIZE or spa % PAGE_SIZE:
+        raise GeneralProtection("VMRUN takes the address of a page of memory", "a VMCB", spa, "APM2 15.5.1")
+    if machine.snp_enabled and not machine.hypervisor_owns(spa):
         raise GeneralProtection("VMRUN: the VMCB page is the hypervisor's", "unassigned", "assigned", "APM2 15.36.12")
-    vmcb = VMCB.unpack(machine.memory.read(KeyId.UNENCRYPTED, vmcb_spa, PAGE_SIZE))
-    refused = _refusal(machine, vmcb)
-    if refused:
-        return _left(machine, vmcb_spa, Invalid(refused))
-    page = vmcb.vmsa_pa >> PAGE_SHIFT
-    before = machine.memory.read_pages(vmcb.asid, range(page, page + 1)).tobytes()
-    registers = dict(VMSA.unpack(before))
-    refused = _inconsistency(machine, registers)
-    if refused:
-        return _left(machine, vmcb_spa, Invalid(refused))
-    core = GuestCore(machine, vmcb, registers, vcpu)
-    exit_ = executor.run(core)
-    kept = int.from_bytes(before, "little") & VMSA.reserved_mask  # what the layout does not name stays
-    after = int.from_bytes(VMSA.pack(**core.registers), "little") | kept
-    machine.memory.write(vmcb.asid, page << PAGE_SHIFT, after.to_bytes(PAGE_SIZE, "little"))
-    machine.memory.write(KeyId.UNENCRYPTED, vmcb_spa + VMCB.offset("ghcb_gpa"), core.msrs.ghcb.to_bytes(8, "little"))
-    return _left(machine, vmcb_spa, exit_)
+    return VMCB.unpack(machine.memory.read(KeyId.UNENCRYPTED, spa, PAGE_SIZE))
 
 
-def _refusal(machine: Machine, vmcb: Record) -> str:
-    """The first consistency check of the VMCB and of the VMSA's page that fails, or nothing."""
-    if not (vmcb.sev and vmcb.sev_es and vmcb.nested_paging):
-        return "an SNP guest runs with nested paging, SEV and SEV-ES on"
-    if not machine.cores[0].rdmsr(Msr.HWCR) & HWCR_SMM_LOCK:
-        return "HWCR.SmmLock is set"
-    if vmcb.asid not in machine.runnable:
-        return "the ASID is in use by an active guest"
-    page = vmcb.vmsa_pa >> PAGE_SHIFT
-    if page >= machine.rmp.entries:
-        return "the VMSA page is covered by the RMP"
-    entry = machine.rmp.entry(page)
-    if not entry.assigned or entry.asid != vmcb.asid:
-        return "the VMSA page is the guest's"
-    if entry.immutable:
-        return "the VMSA page is mutable"
-    return "" if entry.vmsa else "the VMSA page is marked as a VMSA in the RMP"
+@contextmanager
+def _guest_mode(candidate: Candidate) -> Iterator[None]:
+    """The core is in the guest, and its VMCB, VMSA and AVIC page are in use."""
+    machine, core, vmcb = candidate.machine, candidate.core, candidate.vmcb
+    pages = {candidate.vmcb_spa >> PAGE_SHIFT}
+    if vmcb.sev_es:
+        pages.add(candidate.vmsa_page)
+    if candidate.avic:
+        pages.add(vmcb.avic_backing_page >> PAGE_SHIFT)
+    pages -= machine.in_use
+    machine.in_use |= pages
+    core.in_guest = True
+    try:
+        yield
+    finally:
+        core.in_guest = False
+        machine.in_use -= pages
 
 
-def _inconsistency(machine: Machine, registers: dict[str, Any]) -> str:
-    """The first consistency check of the VMSA's contents that fails, or nothing."""
-    if not registers["sev_features"] & SNP_ACTIVE:
-        return "the VMSA page of a guest without SNPActive is the hypervisor's"
-    if not machine.snp_enabled:
-        return "SEV_FEATURES.SNPActive needs SYSCFG.SNPEn"
-    return "" if registers["vmpl"] < machine.product.vmpls else "the VMPL exists (MODEL)"
-
-
-def _left(machine: Machine, vmcb_spa: int, exit_: Exit) -> Exit:
-    """Write the exit into the VMCB for the hypervisor to read."""
-    info = (int(exit_.error), exit_.gpa) if isinstance(exit_, Npf) else (0, 0)
-    for name, value in zip(("exit_code", "exit_info_1", "exit_info_2"), (exit_.code, *info), strict=True):
-        machine.memory.write(KeyId.UNENCRYPTED, vmcb_spa + VMCB.offset(name), int(value).to_bytes(8, "little"))
+def _left(machine: Machine, vmcb_spa: int, exit_: Exit, **changes: int) -> Exit:
+    """Write the exit and what else an exit changes into the VMCB, for the hypervisor to read."""
+    match exit_:
+        case Npf():
+            info = (int(exit_.error), exit_.gpa)
+        case Intercepted():
+            info = (exit_.info_1, exit_.info_2)
+        case _:
+            info = (0, 0)
+    changes |= {"exit_code": exit_.code, "exit_info_1": info[0], "exit_info_2": info[1]}
+    for name, value in changes.items():
+        field = VMCB.fields[name]
+        data = int(value).to_bytes(field.size, "little")
+        machine.memory.write(KeyId.UNENCRYPTED, vmcb_spa + field.offset, data)
     return exit_

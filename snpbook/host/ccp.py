@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from snpbook.hardware.instructions import FIRMWARE, HYPERVISOR
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.memory import PageAllocator
 from snpbook.host.refusal import KernelError
 from snpbook.host.rmp import rmpupdate
-from snpbook.spec import commands as buffers
+from snpbook.spec import snp_buffers as buffers
 from snpbook.spec.commands import (
     COMMAND_SHIFT,
-    PLATFORM_STATUS,
     RESPONSE_DONE,
     STATUS_MASK,
     Command,
@@ -28,6 +27,7 @@ from snpbook.spec.commands import (
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
+from snpbook.spec.platform import PLATFORM_STATUS
 from snpbook.spec.status import Status
 
 _LOW_HALF = (1 << 32) - 1

@@ -17,7 +17,7 @@ import numpy as np
 
 from snpbook.hardware.dram import page_numbers
 from snpbook.hardware.executor import CoroutineExecutor
-from snpbook.hardware.instructions import NewState
+from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.asids import AsidPool
 from snpbook.host.attributes import Flags, PrivatePages
@@ -29,9 +29,16 @@ from snpbook.host.rmp import as_pages, is_assigned, make_shared, printk, rmpupda
 from snpbook.spec.kvm import KvmExit, MemoryAttribute, SevCommand
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
-from snpbook.spec.vmcb import VMCB
+from snpbook.spec.vmcb import VMCB, ExitCode, intercept_bits
 from snpbook.spec.vmsa import INITIAL_VMSA_GPA
 from snpbook.trace import Ioctl
+
+INTERCEPTS = intercept_bits(
+    ExitCode.INTR, ExitCode.NMI, ExitCode.SMI, ExitCode.INIT, ExitCode.RDPMC, ExitCode.CPUID, ExitCode.INVD, ExitCode.HLT,
+    ExitCode.IOIO, ExitCode.SHUTDOWN, ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.WBINVD, ExitCode.MONITOR, ExitCode.MWAIT,
+    ExitCode.MC_EXCEPTION,
+)  # fmt: skip
+"""What KVM intercepts of an SNP guest, without MSRs (it has no permission map here) and without write traps (MODEL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ class Vcpu:
         self.encrypted = False
         """Whether the launch has taken the registers: from then on they are out of reach."""
         self.executor = CoroutineExecutor()
+        self.flushed = 0
+        """Up to which change of the nested tables its translations were flushed."""
         self.ghcb_registered = -1
         """The GHCB page that the guest registered, or -1."""
 
@@ -172,8 +181,16 @@ class Vm:
             check(number not in known, errno.EEXIST, "a vCPU is created once", "a new number", number)
             pages = self._memory.allocate(2)
             vmcb, vmsa = pages[0] << PAGE_SHIFT, pages[1:]
-            state = {"nested_paging": 1, "sev": 1, "sev_es": 1}
-            control = VMCB.pack(asid=self.asid, nested_cr3=self.tables.root, vmsa_pa=vmsa[0] << PAGE_SHIFT, **state)
+            control = VMCB.pack(
+                intercepts=INTERCEPTS,
+                asid=self.asid,
+                nested_paging=1,
+                sev=1,
+                sev_es=1,
+                lbr_virtualization=1,
+                nested_cr3=self.tables.root,
+                vmsa_pa=vmsa[0] << PAGE_SHIFT,
+            )
             self.cpu.write(vmcb, control)
             vcpu = Vcpu(self, number, vmcb, vmsa)
             self.vcpus.append(vcpu)

@@ -26,6 +26,8 @@ class NestedTables:
     def __init__(self, cpu: HostCpu, memory: PageAllocator) -> None:
         self._cpu, self._memory = cpu, memory
         self._tables: dict[tuple[int, int], int] = {}
+        self.changes = 0
+        """How often entries were changed or removed that a TLB may hold: what ran before must flush."""
         self.root = self._table(_LEVELS - 1, 0)
 
     def __repr__(self) -> str:
@@ -37,6 +39,7 @@ class NestedTables:
 
     def zap(self, gfn: int, count: int) -> None:
         """Remove the mappings of a run of guest pages."""
+        self.changes += 1
         first, last = gfn // PTES_PER_TABLE, (gfn + count - 1) // PTES_PER_TABLE
         for number in range(first, last + 1):
             if (0, number) in self._tables:
@@ -56,7 +59,9 @@ class NestedTables:
         while done < len(entries):
             number, index = divmod(gfn + done, PTES_PER_TABLE)
             count = min(len(entries) - done, PTES_PER_TABLE - index)
-            self._write(self._table(0, number), index, entries[done : done + count])
+            table = self._table(0, number)
+            self.changes += any(self._cpu.read(table + index * PTE_SIZE, count * PTE_SIZE))
+            self._write(table, index, entries[done : done + count])
             done += count
 
     def _table(self, level: int, number: int) -> int:

@@ -7,7 +7,7 @@ import errno
 import numpy as np
 
 from snpbook.hardware.dram import Pages, Words
-from snpbook.hardware.instructions import HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError
 from snpbook.spec.rmp import ASSIGNED, RmpCode

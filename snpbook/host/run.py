@@ -10,13 +10,13 @@ import errno
 
 import numpy as np
 
-from snpbook.hardware.exits import Exit, Hlt, Invalid, Npf, Shutdown, Vmgexit
+from snpbook.hardware.exits import Exit, Hlt, Intercepted, Invalid, Npf, Shutdown, Vmgexit
 from snpbook.host.ghcb import handle_vmgexit
 from snpbook.host.kvm import RunExit, Vcpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.spec.kvm import KvmExit
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
-from snpbook.spec.vmcb import FaultError
+from snpbook.spec.vmcb import VMCB, FaultError, TlbControl
 from snpbook.trace import VmExit
 
 FAULT_LIMIT = 8
@@ -36,6 +36,7 @@ def run(vcpu: Vcpu) -> RunExit:
         check(vcpu.vm.launched, errno.EINVAL, "the launch is finished", "SNP_LAUNCH_FINISH", "not yet")
         repeated, last = 0, None
         while True:
+            _flush(vcpu)
             exit_ = vcpu.vm.cpu.vmrun(vcpu.vmcb, vcpu.executor, f"vcpu{vcpu.number}")
             _trace(vcpu, exit_)
             repeated = repeated + 1 if exit_ == last and isinstance(exit_, Npf) else 0
@@ -50,10 +51,20 @@ def run(vcpu: Vcpu) -> RunExit:
                     result = RunExit(KvmExit.HLT, {})
                 case Shutdown():
                     result = RunExit(KvmExit.SHUTDOWN, {})
+                case Intercepted(code=code):
+                    raise KernelError(errno.EINVAL, "KVM knows the exit", "one that it handles", code.name, "APM2")
                 case Invalid(rule=rule):
                     raise KernelError(errno.EINVAL, f"VMRUN: {rule}", "a consistent state", "VMEXIT_INVALID", "APM2")
             if result is not None:
                 return result
+
+
+def _flush(vcpu: Vcpu) -> None:
+    """KVM_REQ_TLB_FLUSH: VMRUN flushes the guest's ASID where nested entries were changed since the vCPU last ran."""
+    changes = vcpu.vm.tables.changes
+    control = TlbControl.NOTHING if vcpu.flushed == changes else TlbControl.ASID
+    vcpu.vm.cpu.write(vcpu.vmcb + VMCB.offset("tlb_control"), bytes([control]))
+    vcpu.flushed = changes
 
 
 def _trace(vcpu: Vcpu, exit_: Exit) -> None:

@@ -1,13 +1,13 @@
-"""Mailbox commands of the AMD-SP: ids, registers, and the command buffers of the SNP commands.
+"""The mailbox of the AMD-SP: ids of the commands, and the registers through which a host issues them.
 
-Sources: SNP ABI (commands, buffers), Linux include/linux/psp-sev.h and drivers/crypto/ccp.
+The buffers that commands take are in `snp_buffers` and `legacy_buffers`, how they are treated in `dispatch`.
+Sources: SNP ABI and SEV API (commands), Linux include/linux/psp-sev.h and drivers/crypto/ccp.
 """
 
 from enum import IntEnum
 
 from snpbook.spec.cite import Cite
-from snpbook.spec.layout import Layout, bits, raw, uint
-from snpbook.spec.pages import PAGE_SIZE, LaunchPage, PageSize
+from snpbook.spec.layout import Layout, bits
 
 
 class Command(IntEnum):
@@ -84,6 +84,12 @@ class Command(IntEnum):
     SNP_COMMIT = 0xCB
     SNP_VLEK_LOAD = 0xCD
     SNP_FEATURE_INFO = 0xCE
+    TIO_STATUS = 0xD0
+    TIO_INIT = 0xD1
+    TIO_DEV_CREATE = 0xD2
+    TIO_DEV_RECLAIM = 0xD3
+    TIO_DEV_CONNECT = 0xD4
+    TIO_DEV_DISCONNECT = 0xD5
 
 
 class MailboxRegister(IntEnum):
@@ -94,102 +100,51 @@ class MailboxRegister(IntEnum):
     ADDRESS_HIGH = 0x109E4
 
 
+class FirstMailboxRegister(IntEnum):
+    """The same registers in the first generation (Naples)."""
+
+    COMMAND = 0x10580
+    ADDRESS_LOW = 0x105E0
+    ADDRESS_HIGH = 0x105E4
+
+
+class PspRegister(IntEnum):
+    """Other registers in the PSP's BAR, of the second generation; SEV's completion is bit 1 of INTERRUPT_STATUS."""
+
+    INTERRUPT_ENABLE = 0x10690
+    INTERRUPT_STATUS = 0x10694
+    FEATURES = 0x109FC
+
+
+class FirstPspRegister(IntEnum):
+    """The same registers in the first generation."""
+
+    FEATURES = 0x105FC
+    INTERRUPT_ENABLE = 0x10610
+    INTERRUPT_STATUS = 0x10614
+
+
+INTERRUPT_DONE = 1 << 1
+
 MAILBOX_COMMAND = Layout(
     "MailboxCommand",
     4,
     Cite("LINUX", "drivers/crypto/ccp/sev-dev.h"),
     [
         bits("interrupt", 0, 4, 0, note="interrupt on completion; a status while `response` is set"),
-        bits("command", 0, 4, 16, 11),
+        bits("command", 0, 4, 16, 11, note="the firmware decodes 23:16"),
         bits("response", 0, 4, 31, note="set by the firmware when done"),
     ],
+)
+MAILBOX_RESPONSE = Layout(
+    "MailboxResponse",
+    4,
+    Cite("LINUX", "drivers/crypto/ccp/sev-dev.h"),
+    [bits("status", 0, 4, 0, 16), bits("recovery", 0, 4, 30), bits("response", 0, 4, 31)],
 )
 RESPONSE_DONE = 1 << 31
 STATUS_MASK = 0xFFFF
 COMMAND_SHIFT = MAILBOX_COMMAND.fields["command"].lo
-
-
-def _buffer(command: str, size: int, *fields: object) -> Layout:
-    return Layout(f"{command}_BUFFER", size, Cite("SNP", command), list(fields))  # type: ignore[arg-type]
-
-
-SNP_PLATFORM_STATUS = _buffer("SNP_PLATFORM_STATUS", 0x08, uint("status_paddr", 0, 8))
-SNP_INIT_EX = _buffer(
-    "SNP_INIT_EX",
-    0x40,
-    bits("init_rmp", 0, 4, 0),
-    bits("list_paddr_en", 0, 4, 1),
-    uint("list_paddr", 8, 8),
-)
-SNP_DECOMMISSION = _buffer("SNP_DECOMMISSION", 0x08, uint("gctx_paddr", 0, 8))
-SNP_ACTIVATE = _buffer("SNP_ACTIVATE", 0x0C, uint("gctx_paddr", 0, 8), uint("asid", 8, 4))
-SNP_GCTX_CREATE = _buffer("SNP_GCTX_CREATE", 0x08, uint("gctx_paddr", 0, 8))
-SNP_GUEST_REQUEST = _buffer(
-    "SNP_GUEST_REQUEST",
-    0x18,
-    uint("gctx_paddr", 0x00, 8),
-    uint("request_paddr", 0x08, 8),
-    uint("response_paddr", 0x10, 8),
-)
-SNP_LAUNCH_START = _buffer(
-    "SNP_LAUNCH_START",
-    0x30,
-    uint("gctx_paddr", 0x00, 8),
-    uint("policy", 0x08, 8),
-    uint("ma_gctx_paddr", 0x10, 8),
-    bits("ma_en", 0x18, 4, 0),
-    bits("imi_en", 0x18, 4, 1),
-    uint("desired_tsc_khz", 0x1C, 4),
-    raw("gosvw", 0x20, 16),
-)
-SNP_LAUNCH_UPDATE = _buffer(
-    "SNP_LAUNCH_UPDATE",
-    0x20,
-    uint("gctx_paddr", 0x00, 8),
-    bits("page_size", 0x08, 4, 0, enum=PageSize),
-    bits("page_type", 0x08, 4, 1, 3, enum=LaunchPage),
-    bits("imi_page", 0x08, 4, 4),
-    uint("page_paddr", 0x10, 8),
-    uint("vmpl1_perms", 0x19, 1),
-    uint("vmpl2_perms", 0x1A, 1),
-    uint("vmpl3_perms", 0x1B, 1),
-)
-SNP_LAUNCH_FINISH = _buffer(
-    "SNP_LAUNCH_FINISH",
-    0x40,
-    uint("gctx_paddr", 0x00, 8),
-    uint("id_block_paddr", 0x08, 8),
-    uint("id_auth_paddr", 0x10, 8),
-    bits("id_block_en", 0x18, 8, 0),
-    bits("auth_key_en", 0x18, 8, 1),
-    bits("vcek_dis", 0x18, 8, 2),
-    raw("host_data", 0x20, 32),
-)
-SNP_PAGE_RECLAIM = _buffer(
-    "SNP_PAGE_RECLAIM", 0x08, bits("page_size", 0, 8, 0, enum=PageSize), bits("page", 0, 8, 12, 52)
-)
-PLATFORM_STATUS = Layout(
-    "SnpPlatformStatus",
-    0x20,
-    Cite("SNP", "SNP_PLATFORM_STATUS"),
-    [
-        uint("api_major", 0x00, 1),
-        uint("api_minor", 0x01, 1),
-        uint("state", 0x02, 1),
-        bits("is_rmp_init", 0x03, 1, 0),
-        bits("alias_check_complete", 0x03, 1, 1),
-        uint("build", 0x04, 4),
-        bits("mask_chip_id", 0x08, 4, 0),
-        bits("mask_chip_key", 0x08, 4, 1),
-        bits("vlek_en", 0x08, 4, 2),
-        bits("feature_info", 0x08, 4, 3),
-        uint("guest_count", 0x0C, 4),
-        uint("current_tcb", 0x10, 8),
-        uint("reported_tcb", 0x18, 8),
-    ],
-)
-
-RANGE_ENTRY = Layout("RangeListEntry", 16, Cite("SNP", "RANGE_LIST"), [uint("base", 0, 8), uint("page_count", 8, 4)])
-RANGE_LIST_HEADER = Layout("RangeListHeader", 8, Cite("SNP", "RANGE_LIST"), [uint("count", 0, 4)])
-RANGE_LIST_LIMIT = (PAGE_SIZE - RANGE_LIST_HEADER.size) // RANGE_ENTRY.size
-"""255 ranges fit the one page of the list."""
+DECODED_COMMAND_BITS = 8
+LOCATION_BITS = 10
+"""Bits of each location id in the stack that the address registers hold after a command: AMD's own debugging aid."""

@@ -37,7 +37,8 @@ PUBLIC_KEY = Layout(
     Cite("SNP", "ECDSA public key format"),
     [uint("curve", 0, 4), raw("qx", 0x004, 72), raw("qy", 0x04C, 72)],
 )
-CURVE_P384 = 2
+CURVE_SECP256K1, CURVE_P384 = 1, 2
+"""Other documents call the first P-256; firmware 1.55.25 has the parameters of secp256k1."""
 
 SIGNATURE = Layout("EcSignature", 0x200, Cite("SNP", "ECDSA signature format"), [raw("r", 0, 72), raw("s", 72, 72)])
 
@@ -114,7 +115,11 @@ SECRETS_PAGE = Layout(
         uint("msg_seqno_2", 0x0A8, 4),
         uint("msg_seqno_3", 0x0AC, 4),
         uint("ap_jump_table_pa", 0x0B0, 8),
-        raw("os_area", 0x0B8, 40),
+        uint("msg_seqno_high_0", 0x0B8, 4, note="upper halves, GHCB 2.01"),
+        uint("msg_seqno_high_1", 0x0BC, 4),
+        uint("msg_seqno_high_2", 0x0C0, 4),
+        uint("msg_seqno_high_3", 0x0C4, 4),
+        uint("os_area_version", 0x0DE, 2),
         raw("guest_usage", 0x0E0, 32),
         raw("vmsa_tweak_bitmap", 0x100, 64),
         uint("svsm_base", 0x140, 8),
@@ -126,7 +131,6 @@ SECRETS_PAGE = Layout(
         uint("launch_mit_vector", 0x168, 8, note="ABI 1.58"),
     ],
 )
-SECRETS_VERSION = 3
 
 _TWEAK = {0x05: 0x80, 0x07: 0x88, 0x0C: 0xEE, 0x0D: 0xFF, 0x10: 0xF0, 0x19: 0x3F}
 VMSA_TWEAK_BITMAP = bytes(_TWEAK.get(i, 0xFF if 0x11 <= i <= 0x18 or 0x26 <= i <= 0x3E else 0) for i in range(64))

@@ -8,7 +8,7 @@ Whatever a layout does not name is reserved. No other file knows an offset.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -244,9 +244,12 @@ class Layout:
         number = int.from_bytes(part, "little") >> field.lo & field.limit
         return field.enum(number) if field.enum and number in field.enum._value2member_map_ else number
 
-    def reserved_set(self, data: bytes | bytearray | memoryview) -> list[int]:
-        """The byte offsets whose reserved bits are not zero, lowest first."""
-        stray = int.from_bytes(data[: self.size], "little") & self.reserved_mask
+    def reserved_set(self, data: bytes | bytearray | memoryview, unknown: Iterable[str] = ()) -> list[int]:
+        """The byte offsets whose reserved bits are not zero, lowest first; fields in `unknown` count as reserved."""
+        mask = self.reserved_mask
+        for name in unknown:
+            mask |= self.fields[name].limit << self.fields[name].first_bit
+        stray = int.from_bytes(data[: self.size], "little") & mask
         return [i for i, byte in enumerate(stray.to_bytes(self.size, "little")) if byte] if stray else []
 
     @cached_property

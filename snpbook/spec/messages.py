@@ -1,13 +1,13 @@
 """Guest messages: the encrypted channel between a guest and the firmware (SNP_GUEST_REQUEST).
 
-Source: SNP ABI, guest messages; checked against Linux sev-guest and the SVSM's request layer.
+What the messages say is in `payloads`. Source: SNP ABI, guest messages; checked against Linux sev-guest and the
+SVSM's request layer.
 """
 
 from enum import IntEnum
 
 from snpbook.spec.cite import Cite
-from snpbook.spec.layout import Layout, bits, raw, uint
-from snpbook.spec.report import REPORT_SIZE
+from snpbook.spec.layout import Layout, raw, uint
 
 
 class MessageType(IntEnum):
@@ -33,14 +33,6 @@ class MessageType(IntEnum):
     TSC_INFO_RSP = 18
 
 
-class KeySelect(IntEnum):
-    """KEY_SEL: which key signs a report or roots a derived key."""
-
-    VLEK_OR_VCEK = 0
-    VCEK = 1
-    VLEK = 2
-
-
 MESSAGE_HEADER = Layout(
     "GuestMessageHeader",
     0x60,
@@ -63,20 +55,6 @@ ALGO_AES_256_GCM = 1
 HEADER_VERSION = 1
 TAG_SIZE = 16
 LAST_SEQNO = 2**64 - 2
-
-REPORT_REQUEST = Layout(
-    "ReportRequest",
-    0x60,
-    Cite("SNP", "MSG_REPORT_REQ"),
-    [raw("report_data", 0x00, 64), uint("vmpl", 0x40, 4), bits("key_sel", 0x44, 4, 0, 2, enum=KeySelect)],
-)
-
-REPORT_RESPONSE = Layout(
-    "ReportResponse",
-    0x20 + REPORT_SIZE,
-    Cite("SNP", "MSG_REPORT_RSP"),
-    [uint("status", 0x00, 4), uint("report_size", 0x04, 4), raw("report", 0x20, REPORT_SIZE)],
-)
 
 
 def iv(seqno: int) -> bytes:

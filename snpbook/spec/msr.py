@@ -50,6 +50,8 @@ class Msr(IntEnum):
     RMP_CFG = 0xC0010136
     SECURE_AVIC_CONTROL = 0xC0010138
     DEBUG_STATUS = 0xC0011006
+    IBS_FETCH_CTL = 0xC0011030
+    IBS_OP_CTL = 0xC0011033
     SVSM_CAA = 0xC001F000
     VIRT_RMPUPDATE = 0xC001F001
     VIRT_PSMASH = 0xC001F002
@@ -104,6 +106,8 @@ SYSCFG_BIOS = 0xF40000
 HWCR_SMM_LOCK = 1 << 0
 DEBUG_STATUS_GUEST, DEBUG_STATUS_SMM = 1 << 2, 1 << 7
 """A thread of the core is in guest mode, or in SMM; which bit is which is inferred."""
+IBS_FETCH_ENABLE, IBS_OP_ENABLE = 1 << 48, 1 << 17
+"""The enable bits of instruction-based sampling in IBS_FETCH_CTL and IBS_OP_CTL (Linux perf_event.h, from memory)."""
 RMP_ADDRESS_MASK = ((1 << 52) - 1) & ~0x1FFF
 """RMP_BASE holds bits 51:13 of an address."""
 RMP_ALIGNMENT = 0x100000
@@ -165,7 +169,7 @@ def _rmp_bound() -> MsrFacts:
 
 MSR_FACTS = {
     **dict.fromkeys([*FIXED_MTRRS, *IORRS, Msr.TOP_MEM, Msr.TOP_MEM2, Msr.SMM_KEY], MsrFacts(lock=SnpLock.FAULTS)),
-    **dict.fromkeys([Msr.HWCR, Msr.TSEG_BASE, Msr.TSEG_MASK], MsrFacts()),
+    **dict.fromkeys([Msr.HWCR, Msr.TSEG_BASE, Msr.TSEG_MASK, Msr.IBS_FETCH_CTL, Msr.IBS_OP_CTL], MsrFacts()),
     Msr.SYSCFG: MsrFacts(valid=_ALL & ~SYSCFG.reserved_mask, lock=SnpLock.IGNORED),
     Msr.DEBUG_STATUS: MsrFacts(access="r"),
     Msr.VM_HSAVE_PA: MsrFacts(valid=_ADDRESS & ~0xFFF),

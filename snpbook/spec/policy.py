@@ -22,11 +22,28 @@ POLICY = Layout(
         bits("migrate_ma", 0x02, 1, 2, note="a migration agent is allowed"),
         bits("debug", 0x02, 1, 3, note="the host may decrypt the guest's memory"),
         bits("single_socket", 0x02, 1, 4, note="only on one socket"),
-        bits("cxl_allow", 0x02, 1, 5, note="CXL devices and memory allowed (ABI 1.55, unconfirmed)"),
+        bits("cxl_allow", 0x02, 1, 5, note="CXL devices and memory allowed"),
         bits("mem_aes_256_xts", 0x02, 1, 6, note="demands AES-256-XTS for memory"),
         bits("rapl_dis", 0x02, 1, 7, note="demands that running average power limit is off"),
         bits("ciphertext_hiding", 0x03, 1, 0, note="demands ciphertext hiding"),
         bits("page_swap_disable", 0x03, 1, 1, note="forbids page swap and move"),
+    ],
+)
+"""Which revision brought the bits from 21 on is in `snpbook.spec.releases`."""
+
+LEGACY_POLICY = Layout(
+    "LegacyGuestPolicy",
+    4,
+    Cite("SEV", "guest policy"),
+    [
+        bits("nodbg", 0x00, 1, 0, note="forbids debugging"),
+        bits("noks", 0x00, 1, 1, note="forbids sharing keys with other guests"),
+        bits("es", 0x00, 1, 2, note="demands SEV-ES"),
+        bits("nosend", 0x00, 1, 3, note="forbids sending the guest to another platform"),
+        bits("domain", 0x00, 1, 4, note="only to platforms of the same owner"),
+        bits("sev", 0x00, 1, 5, note="only to platforms with SEV"),
+        uint("api_major", 0x02, 1, note="lowest firmware API major version"),
+        uint("api_minor", 0x03, 1, note="lowest firmware API minor version"),
     ],
 )
 

@@ -28,6 +28,7 @@ from snpbook.spec.cpuid import (
 )
 from snpbook.spec.layout import Record
 from snpbook.spec.policy import Tcb
+from snpbook.spec.releases import Release, release
 from snpbook.spec.resources import resource
 from snpbook.spec.sev_features import REQUIRED_CAPABILITY, SevFeatures
 from snpbook.spec.vmsa import VCPU_TYPES, CpuidSignature
@@ -39,19 +40,20 @@ Leaves = Mapping[tuple[int, int | None], Registers]
 
 
 @dataclass(frozen=True, slots=True)
-class FirmwareRelease:
-    """The SNP firmware that a machine boots with, and the TCB versions that come with it."""
+class FirmwareBuild:
+    """The SNP firmware that a machine boots with, and the TCB versions that come with it.
 
-    major: int
-    minor: int
+    `abi` is what its interface is. `report_version` is the build's own: builds of one revision differ in it.
+    """
+
+    abi: Release
     build: int
     report_version: int
     platform_info: int
-    policy_bits: int
     tcb: Tcb
 
     def __str__(self) -> str:
-        return f"{self.major}.{self.minor}.{self.build}"
+        return f"{self.abi.major}.{self.abi.minor}.{self.build}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Product:
     encryption: str
     memory: Memory
     leaves: Leaves = field(hash=False, repr=False)
-    firmware: FirmwareRelease | None = None
+    firmware: FirmwareBuild | None = None
     tsc_factor: int = 0
     unconfirmed: tuple[str, ...] = ()
 
@@ -197,7 +199,10 @@ def product(name: str) -> Product:
     chip: dict[str, Any] = data["chip"]
     capabilities = SevCapability(chip.pop("capabilities"))
     unconfirmed = tuple(chip.pop("unconfirmed"))
-    firmware = FirmwareRelease(**data["firmware"], tcb=Tcb(**data["tcb"])) if "firmware" in data else None
+    firmware = None
+    if "firmware" in data:
+        abi = release(data["firmware"].pop("release"))
+        firmware = FirmwareBuild(abi, **data["firmware"], tcb=Tcb(**data["tcb"]))
     return Product(
         name=name,
         signature=CpuidSignature(**data["signature"]),

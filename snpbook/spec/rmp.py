@@ -60,8 +60,11 @@ GFN = _mask("gfn")
 GFN_SHIFT = RMP_ENTRY.fields["gfn"].lo
 ASID = _mask("asid")
 ASID_SHIFT = RMP_ENTRY.fields["asid"].lo
+ASID_LIMIT = 1 << RMP_ENTRY.fields["asid"].width
 VMSA = _mask("vmsa")
 VALIDATED = _mask("validated")
+PERMISSION_BITS = RMP_ENTRY.fields["vmpl0"].width
+"""Of each VMPL, from the lowest bits of the second quadword on."""
 GFN_LIMIT = 1 << RMP_ENTRY.fields["gfn"].width
 LOCK = _mask("lock")
 

@@ -53,6 +53,24 @@ class Status(IntEnum):
     RMP_INITIALIZATION_FAILED = 0x26
     INVALID_KEY = 0x27
     SHUTDOWN_INCOMPLETE = 0x28
+    # Trusted I/O (Linux include/uapi/linux/psp-sev.h), which is out of the model's scope.
+    INCORRECT_BUFFER_LENGTH = 0x30
+    EXPAND_BUFFER_LENGTH_REQUEST = 0x31
+    SPDM_REQUEST = 0x32
+    SPDM_ERROR = 0x33
+    ERR_IN_DEV_CONN = 0x35
+    INVALID_DEV_CTX = 0x36
+    INVALID_TDI_CTX = 0x37
+    INVALID_TDI = 0x38
+    RECLAIM_REQUIRED = 0x39
+    IN_USE = 0x3A
+    INVALID_DEV_STATE = 0x3B
+    INVALID_TDI_STATE = 0x3C
+    DEV_CERT_CHANGED = 0x3D
+    RESYNC_REQ = 0x3E
+    RESPONSE_TOO_LARGE = 0x3F
+    # Quirk of firmware 1.55.25: INVALID_PAGE_STATE of a command buffer, plus 64. The name is this model's.
+    INVALID_BUFFER_STATE = 0x5A
 
 
 class FirmwareRefusal(Refusal):

@@ -38,28 +38,55 @@ _QUADWORDS = {
     0x3E0: "eventinj", 0x3E8: "xcr0", 0x400: "x87_dp", 0x418: "x87_rip",
 }  # fmt: skip
 
+_IBS = (
+    "ibs_fetch_ctl", "ibs_fetch_linaddr", "ibs_op_ctl", "ibs_op_rip", "ibs_op_data", "ibs_op_data2", "ibs_op_data3",
+    "ibs_dc_linaddr", "bp_ibstgt_rip", "ic_ibs_extd_ctl",
+)  # fmt: skip
+_RAW = {
+    0x3F0: ("xsave_valid_bitmap", 16), 0x420: ("x87_registers", 80), 0x470: ("xmm", 256), 0x570: ("ymm_hi", 256),
+    0x670: ("lbr_stack", 256), 0x900: ("guest_intercepts", 32), 0x920: ("guest_msr_intercepts", 32),
+    0x980: ("opmask", 64), 0x9C0: ("zmm_hi", 512), 0xBC0: ("hi16_zmm", 1024),
+}  # fmt: skip
+_SMALL = {
+    0x0CA: ("vmpl", 1), 0x0CB: ("cpl", 1), 0x2E8: ("pkru", 4), 0x2EC: ("tsc_aux", 4), 0x408: ("mxcsr", 4),
+    0x40C: ("x87_ftw", 2), 0x40E: ("x87_fsw", 2), 0x410: ("x87_fcw", 2), 0x412: ("x87_fop", 2), 0x414: ("x87_ds", 2),
+    0x416: ("x87_cs", 2),
+}  # fmt: skip
+
 VMSA = Layout(
     "Vmsa",
     PAGE_SIZE,
     Cite("APM2", "VMSA layout"),
     [sub(name, 0x10 * i, SEGMENT) for i, name in enumerate(_SEGMENTS)]
-    + [uint("vmpl", 0x0CA, 1), uint("cpl", 0x0CB, 1)]
     + [uint(name, offset, 8) for offset, name in _QUADWORDS.items()]
+    + [uint(name, offset, size) for offset, (name, size) in _SMALL.items()]
+    + [raw(name, offset, size) for offset, (name, size) in _RAW.items()]
+    + [uint("lbr_select", 0x770, 8)]
+    + [uint(name, 0x778 + 8 * i, 8) for i, name in enumerate(_IBS)],
+)
+"""Opmask and ZMM state are Genoa's, the guest's own intercepts Turin's."""
+
+SAVE_AREA = Layout(
+    "VmcbSaveArea",
+    0x2E8,
+    Cite("LINUX", "arch/x86/include/asm/svm.h, struct vmcb_save_area"),
+    [sub(name, 0x10 * i, SEGMENT) for i, name in enumerate(_SEGMENTS)]
+    + [uint("cpl", 0x0CB, 1)]
     + [
-        uint("pkru", 0x2E8, 4),
-        uint("tsc_aux", 0x2EC, 4),
-        uint("mxcsr", 0x408, 4),
-        uint("x87_ftw", 0x40C, 2),
-        uint("x87_fsw", 0x40E, 2),
-        uint("x87_fcw", 0x410, 2),
-        uint("x87_fop", 0x412, 2),
-        uint("x87_ds", 0x414, 2),
-        uint("x87_cs", 0x416, 2),
-        raw("x87_registers", 0x420, 80),
-        raw("xmm", 0x470, 256),
-        raw("ymm_hi", 0x570, 256),
+        uint(name, offset, 8)
+        for offset, name in _QUADWORDS.items()
+        if offset == 0x0D0 or 0x148 <= offset <= 0x178 or 0x1D8 <= offset <= 0x2E0
     ],
 )
+"""What the VMCB holds in the clear of a guest without SEV-ES: the same offsets as in a VMSA."""
+
+UNSAVED_REGISTERS = ("rcx", "rdx", "rbx", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
+"""General registers that VMRUN and #VMEXIT leave alone without SEV-ES: host software saves and loads them."""
+DEBUG_REGISTERS = tuple(f"dr{i}{part}" for part in ("", "_addr_mask") for i in range(4))
+"""Breakpoints, which VMRUN and #VMEXIT swap only for a guest with DebugVirtualization."""
+
+CHECKED_BYTES = 0xFC0
+"""The checksum of a SEV-ES guest's VMSA covers bytes 0 to 0xFBF (firmware 1.55.25)."""
 
 LOADABLE_REGISTERS = frozenset(_QUADWORDS.values()) - {
     "rip", "reg_prot_nonce", "guest_tsc_scale", "guest_tsc_offset", "guest_exitinfo1", "guest_exitinfo2",
@@ -80,8 +107,13 @@ BSP_RESET_EIP = 0xFFFFFFF0
 
 SNP_ACTIVE = 0x1
 EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 0x100, 0x400, 0x800, 0x1000
+CS_LONG = 0x200
+"""A segment's attributes are those of a VMCB: bit 9 of a code segment's says 64-bit (with EFER.LMA)."""
 CR0_PE, CR0_ET, CR0_WP, CR0_PG = 0x1, 0x10, 0x10000, 0x80000000
 CR4_PAE, CR4_MCE = 0x20, 0x40
+CR4_PGE, CR4_LA57, CR4_SMEP, CR4_SMAP = 0x80, 0x1000, 0x100000, 0x200000
+RFLAGS_AC = 0x40000
+RFLAGS_IF = 0x200
 
 
 class Vmm(Enum):

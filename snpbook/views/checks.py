@@ -1,6 +1,7 @@
 """A verifier's steps as rows: what was checked, how it ended, what was expected and found, where it is written."""
 
 from collections.abc import Iterable
+from html import escape
 
 from snpbook.attest.checks import Check, Result
 from snpbook.views.palette import VERDICTS
@@ -11,10 +12,15 @@ from snpbook.views.values import show
 
 def badge(result: Result) -> Markup:
     """A verdict as a word on its colour, with its mark."""
+    return mark(result, VERDICTS[result].label)
+
+
+def mark(result: Result, text: str) -> Markup:
+    """Any word in the look of a verdict."""
     look = VERDICTS[result]
-    words = f"{look.letter} {look.label}"
+    words = f"{look.letter} {text}"
     style = f"background:{look.light};color:#ffffff;border-radius:3px;padding:1px 6px;white-space:nowrap"
-    return Markup(f'<span style="{style}">{words}</span>', words)
+    return Markup(f'<span style="{style}">{escape(words)}</span>', words)
 
 
 def checks(made: Iterable[Check], caption: str = "Checks") -> Static:

@@ -73,6 +73,14 @@ VERDICTS: Mapping[Result, Swatch] = {
 }
 """One value for both schemes: static output cannot know which one it is read in."""
 
+REPEATS: Mapping[int, Swatch] = {
+    1: Swatch("once", "1", "", "#E9ECEF", "#272B31"),
+    2: Swatch("2 or 3 times", "2", "M0 8L8 0M-2 2L2 -2M6 10L10 6", "#B97A01", "#AE6C30"),
+    4: Swatch("4 to 15 times", "4", "M0 4H8", "#A83200", "#EE9A3F"),
+    16: Swatch("16 times or more", "16", "M4 0V8M0 4H8", "#5A1A00", "#FFE3A0"),
+}
+"""How often a value occurs, from each number on: the first is ground."""
+
 
 def contrast(one: str, other: str) -> float:
     """The WCAG contrast ratio of two `#RRGGBB` colours, 1 to 21."""

@@ -51,7 +51,7 @@ def _words(product: Product) -> dict[str, str]:
         **{name: _yes(name in product.instructions) for name in INSTRUCTIONS},
         "rmp_segments": "one piece" if segments is None else f"{segments.cached_segments} segments cached",
         "firmware": "none" if firmware is None else str(firmware),
-        "firmware.policy_bits": "none" if firmware is None else f"{firmware.policy_bits:#x}",
+        "firmware.abi.policy_bits": "none" if firmware is None else f"{firmware.abi.policy_bits:#x}",
         "tcb": "none" if firmware is None else str(firmware.tcb),
         "memory": f"{memory.channels} channels, {memory.rate} MT/s, {memory.peak_bandwidth:.1f} GB/s",
         "memory.max_tib": f"{memory.max_tib} TiB",

@@ -22,6 +22,9 @@ States = NDArray[np.uint8]
 LABEL = "{title}, {pages} pages: cursor at pfn {pfn}, {state}"
 """What a screen reader says of the live map; the browser fills the same template while the cursor moves."""
 
+SELECTED = "{count} selected, pfn {from} to {to}"
+"""What follows it where more than the page under the cursor is selected."""
+
 CELLS = 1024
 """The largest number of cells in a picture."""
 
@@ -62,6 +65,11 @@ def label(states: States, first_pfn: int, cursor: int, title: str) -> str:
     """The accessible name of the live map with its cursor on the page frame `cursor`."""
     state = swatch(int(states[cursor - first_pfn])).label
     return LABEL.format(title=title, pages=f"{len(states):,}", pfn=f"{cursor:#x}", state=state)
+
+
+def selected(first: int, last: int) -> str:
+    """The words for a selection, from the page frame `first` to `last`."""
+    return SELECTED.format_map({"count": f"{last - first + 1:,}", "from": f"{first:#x}", "to": f"{last:#x}"})
 
 
 def tally(states: States) -> str:

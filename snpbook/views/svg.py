@@ -28,10 +28,10 @@ def words(text: str, x: float, y: float, **attributes: object) -> str:
     return element("text", escape(text), x=x, y=y, **attributes)
 
 
-def document(width: float, height: float, *children: str) -> str:
+def document(width: float, height: float, *children: str, theme: Theme = LIGHT) -> str:
     """A picture of `width` x `height` pixels on its own paper, so that it can be read in any colour scheme."""
-    paper = element("rect", width=width, height=height, rx=4, fill=LIGHT.surface)
-    body = element("g", *children, font_family=SANS, font_size=12, fill=LIGHT.text)
+    paper = element("rect", width=width, height=height, rx=4, fill=theme.surface)
+    body = element("g", *children, font_family=SANS, font_size=12, fill=theme.text)
     return element(
         "svg", paper, body, xmlns="http://www.w3.org/2000/svg", width=width, height=height,
         viewBox=f"0 0 {width:g} {height:g}",

@@ -14,14 +14,6 @@ function packed(colour) { // "#RRGGBB" as a little-endian RGBA word
   return (0xff000000 | ((n & 0xff) << 16) | (n & 0xff00) | (n >> 16)) >>> 0;
 }
 
-function isDark(node) { // by the paper that the map really lies on
-  for (let at = node; at; at = at.parentElement) {
-    const [r, g, b, a = 1] = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) || []).map(Number);
-    if (a > 0.5) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 110;
-  }
-  return matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
 function pattern(context, look, ink) {
   if (!look.pattern) return null;
   const tile = document.createElement("canvas"), pen = tile.getContext("2d");
@@ -63,6 +55,7 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     look({ x: col - (px - GUTTER) / cell()[0], y: row - (py - PAD) / cell()[1] });
   }
   function reveal() { // the cursor
+    if (!view) return; // not on the page yet
     const [col, row] = cursor(), [wide, high] = inSight();
     const to = {
       x: Math.max(Math.min(view.x, col), col + 1 - wide), y: Math.max(Math.min(view.y, row), row + 1 - high),
@@ -185,6 +178,14 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     context.clip();
     const pulse = Math.max(0, 1 - (performance.now() - now.changedAt) / 600);
     for (const run of count > OUTLINES ? [[runs[0][0], to]] : runs) stroke(context, outline(...run), 1.5 + 3 * pulse, [4, 3]);
+    if (now.selected?.[1] > now.selected?.[0]) {
+      const area = outline(...now.selected);
+      context.fillStyle = themes[theme].text;
+      context.globalAlpha = 0.16;
+      context.fill(area);
+      context.globalAlpha = 1;
+      stroke(context, area, 1.5, []);
+    }
     const [col, row] = cursor(), [wide, high] = cell().map((size) => Math.max(size, 9));
     box.rect(x(col + 0.5) - wide / 2, y(row + 0.5) - high / 2, wide, high);
     stroke(context, box, 2, []);

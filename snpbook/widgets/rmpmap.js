@@ -5,18 +5,6 @@ const LARGE = 512; // pages of 4 KB in one of 2 MB
 const grouped = (n) => n.toLocaleString("en-US");
 const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function on(node, acts) {
-  for (const [name, act] of Object.entries(acts)) node.addEventListener(name, act, { passive: false });
-  return node;
-}
-
 function compare(before, after) { // where two tables differ: runs of pages (the first of them), and how many
   const found = { runs: [], count: 0, pages: 0, to: 0 };
   for (let i = 0; i < after.length; i++) {
@@ -32,8 +20,11 @@ function compare(before, after) { // where two tables differ: runs of pages (the
 
 function render({ model, el }) {
   const columns = model.get("_columns"), first = model.get("first_pfn"), palette = model.get("_palette");
-  const { looks } = palette, states = bytes(model.get("_states")), seen = new Set();
-  const now = { states, index: model.get("cursor") - first, changes: compare(states, states), changedAt: -1e9 };
+  const { looks } = palette, states = bytes(model.get("_states")), seen = new Set(), selects = model.get("selects");
+  const selected = () => (selects ? model.get("selection").map((pfn) => pfn - first) : null);
+  const now = {
+    states, index: model.get("cursor") - first, changes: compare(states, states), changedAt: -1e9, selected: selected(),
+  };
 
   const keysId = `snpbook-keys-${Math.random().toString(36).slice(2)}`;
   const canvas = make("canvas", {
@@ -45,13 +36,17 @@ function render({ model, el }) {
   const zooms = make("div", { class: "zooms", role: "group", "aria-label": "Zoom" },
     button("Zoom out", "\u2212", () => pages.zoom(1 / 2)), button("Zoom in", "+", () => pages.zoom(2)),
     button("Fit", "Fit", pages.fit));
-  const field = make("input", { size: 12, spellcheck: "false", autocomplete: "off" });
-  const form = make("form", {}, make("label", {}, "Page frame ", field), make("button", { type: "submit" }, "Go"));
+  const input = () => make("input", { size: 12, spellcheck: "false", autocomplete: "off" });
+  const field = input(), last = input();
+  const form = make("form", {}, make("label", {}, selects ? "First page frame " : "Page frame ", field),
+    ...(selects ? [make("label", {}, "last ", last)] : []),
+    make("button", { type: "submit" }, selects ? "Select" : "Go"));
   const title = make("strong"), status = make("p", { role: "status" });
   const size = make("span", { class: "quiet" }, `${grouped(states.length)} pages of 4 KB, ${grouped(columns)} a row`);
   const changed = make("p", { class: "change", role: "status" });
   const keys = make("p", { id: keysId, class: "quiet" }, "Arrow keys move the cursor, with Ctrl to the next state; " +
-    "Page Up and Page Down by 2 MB; Home, End; + \u2212 0 zoom. Drag to pan.");
+    "Page Up and Page Down by 2 MB; Home, End; + \u2212 0 zoom. " +
+    (selects ? "With Shift they select; so does dragging. Drag with Ctrl to pan." : "Drag to pan."));
   const legend = make("ul", { class: "legend", "aria-label": "Legend" }), fields = make("tbody");
   const inspector = make("table", { class: "inspector" }, make("caption", {}, "Page inspector"), fields);
   const stage = make("div", { class: "stage" }, canvas, overlay);
@@ -65,8 +60,12 @@ function render({ model, el }) {
   function tellCursor() {
     const pfn = hex(first + now.index), { label, letter } = looks[now.states[now.index]];
     const values = { title: model.get("title"), pages: grouped(states.length), pfn, state: label };
-    canvas.setAttribute("aria-label", model.get("_label").replace(/\{(\w+)\}/g, (_, name) => values[name]));
-    status.textContent = `Cursor: pfn ${pfn}, ${label} (${letter})`;
+    const fill = (template) => template.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+    const [from, to] = now.selected ?? [0, 0];
+    Object.assign(values, { count: grouped(to - from + 1), from: hex(first + from), to: hex(first + to) });
+    const range = to > from ? `; ${fill(model.get("_selected"))}` : "";
+    canvas.setAttribute("aria-label", fill(model.get("_label")) + range);
+    status.textContent = `Cursor: pfn ${pfn}, ${label} (${letter})${range}`;
     title.textContent = values.title;
   }
   function tellChanges() {
@@ -107,11 +106,14 @@ function render({ model, el }) {
 
   // What the reader does
 
-  function move(index) {
-    if (index < 0 || index >= states.length) return;
+  const inside = (index) => Number.isInteger(index) && index >= 0 && index < states.length;
+  function move(index, from = index) { // the cursor, and what is selected from `from` to it
+    if (!inside(index)) return;
+    if (selects) model.set("selection", [from, index].sort((a, b) => a - b).map((i) => first + i));
     model.set("cursor", first + index);
     model.save_changes();
   }
+  const anchor = () => now.selected.find((end) => end !== now.index) ?? now.index; // the end that stays
   function border(direction) { // the next page in another state
     let at = now.index + direction;
     while (now.states[at] === now.states[now.index]) at += direction;
@@ -128,7 +130,8 @@ function render({ model, el }) {
   on(canvas, {
     keydown(event) {
       const jump = event.ctrlKey || event.metaKey;
-      if (moves[event.key]) move(moves[event.key](now.index, jump));
+      const to = moves[event.key]?.(now.index, jump);
+      if (to !== undefined) move(to, selects && event.shiftKey ? anchor() : to);
       else if (zoomKeys[event.key] && !jump) zoomKeys[event.key]();
       else return;
       event.preventDefault();
@@ -141,7 +144,8 @@ function render({ model, el }) {
     },
     pointerdown(event) {
       canvas.setPointerCapture(event.pointerId);
-      drag = { at: point(event), view: pages.view(), moved: false };
+      const from = selects && event.shiftKey ? anchor() : pages.pageAt(point(event));
+      drag = { at: point(event), view: pages.view(), moved: false, from, pans: !selects || event.ctrlKey || from === null };
     },
     pointermove(event) {
       const at = point(event), under = pages.pageAt(at);
@@ -149,24 +153,27 @@ function render({ model, el }) {
       if (!drag) return;
       const [dx, dy] = [at[0] - drag.at[0], at[1] - drag.at[1]];
       drag.moved ||= Math.hypot(dx, dy) > 3;
-      if (drag.moved) pages.pan(drag.view, dx, dy);
+      if (drag.moved && drag.pans) pages.pan(drag.view, dx, dy);
+      else if (drag.moved && under !== null && under !== now.index) move(under, drag.from);
     },
     pointerup(event) {
-      if (drag && !drag.moved) move(pages.pageAt(point(event)) ?? -1);
+      const under = pages.pageAt(point(event));
+      if (drag && !drag.moved && under !== null) move(under, event.shiftKey && selects ? drag.from : under);
       drag = null;
     },
     pointercancel: () => (drag = null),
   });
-  on(form, {
+  on(enters(form), {
     submit(event) {
       event.preventDefault();
-      const index = Number(field.value.trim().replaceAll("_", "") || NaN) - first;
-      const inside = Number.isInteger(index) && index >= 0 && index < states.length;
-      field.setCustomValidity(inside ? "" : `A page frame from ${hex(first)} to ${hex(first + states.length - 1)}`);
-      if (inside) move(index);
-      else field.reportValidity();
+      const read = (from) => Number(from.value.trim().replaceAll("_", "") || NaN) - first;
+      const at = read(field), to = last.value.trim() ? read(last) : at;
+      const wrong = [[field, at], [last, to]].find(([, index]) => !inside(index))?.[0];
+      wrong?.setCustomValidity(`A page frame from ${hex(first)} to ${hex(first + states.length - 1)}`);
+      if (wrong) wrong.reportValidity();
+      else move(to, at);
     },
-    input: () => field.setCustomValidity(""),
+    input: () => [field, last].forEach((entry) => entry.setCustomValidity("")),
   });
 
   // What Python does
@@ -182,6 +189,10 @@ function render({ model, el }) {
     "change:cursor": () => {
       now.index = model.get("cursor") - first;
       pages.reveal(); tellCursor(); tellPage();
+    },
+    "change:selection": () => {
+      now.selected = selected();
+      pages.reveal(); tellCursor();
     },
     "change:_page": tellPage,
     "change:title": tellCursor,

@@ -18,9 +18,7 @@ from snpbook.views import rmpmap
 from snpbook.views.page import Fields, page, page_rows
 from snpbook.views.palette import PAGES, THEMES, Swatch
 from snpbook.views.static import Static
-from snpbook.widgets.view import View
-
-_HERE = Path(__file__).parent
+from snpbook.widgets.view import View, scripts
 
 Lookup = Callable[[int], Fields]
 """From a page frame number to the decoded fields of that page."""
@@ -33,27 +31,39 @@ class RmpMap(View, anywidget.AnyWidget):
     another table of the same length and outlines what changed; `select`, or the trait `cursor`, moves
     the cursor to a page frame. Raises `ValueError` for codes that are no state and `TypeError` for
     arrays of another type.
+
+    A map that `selects` has a run of pages chosen, its ends in the trait `selection`: by dragging, by
+    arrow keys with Shift, by typing its ends, or by `choose`. The cursor lies within it.
     """
 
-    _esm = "".join(_HERE.joinpath(name).read_text(encoding="utf-8") for name in ("pagecanvas.js", "rmpmap.js"))
-    _css = _HERE / "rmpmap.css"
+    _esm = scripts("pagecanvas.js", "rmpmap.js")
+    _css = Path(__file__).with_name("rmpmap.css")
 
     title = traitlets.Unicode("RMP map").tag(sync=True)
     first_pfn = traitlets.Int().tag(sync=True)
     cursor = traitlets.Int(help="the page frame number under the cursor").tag(sync=True)
+    selects = traitlets.Bool().tag(sync=True)
+    selection = traitlets.Tuple(traitlets.Int(), traitlets.Int(), help="first and last page chosen").tag(sync=True)
     _states = traitlets.Bytes().tag(sync=True)
     _page = traitlets.Dict().tag(sync=True)
     _columns = traitlets.Int().tag(sync=True)
     _label = traitlets.Unicode(rmpmap.LABEL).tag(sync=True)
+    _selected = traitlets.Unicode(rmpmap.SELECTED).tag(sync=True)
     _palette = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self, states: rmpmap.States, *, first_pfn: int = 0, lookup: Lookup | None = None, title: str = "RMP map"
+        self,
+        states: rmpmap.States,
+        *,
+        first_pfn: int = 0,
+        lookup: Lookup | None = None,
+        title: str = "RMP map",
+        selects: bool = False,
     ) -> None:
         self._lookup = lookup
         super().__init__(
-            title=title, first_pfn=first_pfn, cursor=first_pfn, _states=_checked(states), _page={},
-            _columns=rmpmap.columns(len(states)), _palette=_palette(),
+            title=title, first_pfn=first_pfn, cursor=first_pfn, selects=selects, selection=(first_pfn, first_pfn),
+            _states=_checked(states), _page={}, _columns=rmpmap.columns(len(states)), _palette=_palette(),
         )  # fmt: skip
         self._inspect()
 
@@ -73,11 +83,24 @@ class RmpMap(View, anywidget.AnyWidget):
     def select(self, pfn: int) -> Static:
         """Move the cursor to a page frame; what the inspector says of it."""
         self.cursor = pfn
+        self.selection = (pfn, pfn)
         return page(pfn, self._state(pfn), self._fields(pfn))
+
+    def choose(self, first: int, last: int) -> None:
+        """Select the page frames from `first` to `last`, with the cursor on the last one."""
+        with self.hold_trait_notifications():
+            self.cursor, self.selection = last, (first, last)
+
+    @property
+    def chosen(self) -> range:
+        """The page frames that are selected: that under the cursor, where the map does not select."""
+        return range(self.selection[0], self.selection[1] + 1) if self.selects else range(self.cursor, self.cursor + 1)
 
     def describe(self) -> str:
         """The accessible name of the canvas, then how many pages are in each state."""
-        return f"{rmpmap.label(self.states, self.first_pfn, self.cursor, self.title)}; {rmpmap.tally(self.states)}"
+        parts = [rmpmap.label(self.states, self.first_pfn, self.cursor, self.title)]
+        parts += [rmpmap.selected(*self.selection)] * (self.selects and len(self.chosen) > 1)
+        return "; ".join([*parts, rmpmap.tally(self.states)])
 
     def static(self) -> Static:
         return rmpmap.rmpmap(self.states, self.first_pfn, self.title)
@@ -88,6 +111,20 @@ class RmpMap(View, anywidget.AnyWidget):
         if not first <= pfn <= last:
             raise traitlets.TraitError(f"pfn {pfn:#x} is not on the map, which shows {first:#x} to {last:#x}")
         return int(pfn)
+
+    @traitlets.validate("selection")
+    def _ordered(self, proposal: dict[str, Any]) -> tuple[int, int]:
+        first, last = proposal["value"]
+        for pfn in (first, last):
+            self._inside({"value": pfn})
+        if first > last:
+            raise traitlets.TraitError(f"a selection goes from a page to a later one, not from {first:#x} to {last:#x}")
+        return first, last
+
+    @traitlets.observe("cursor")
+    def _collapse(self, _: object) -> None:
+        if self.cursor not in range(self.selection[0], self.selection[1] + 1):
+            self.selection = (self.cursor, self.cursor)
 
     @traitlets.observe("cursor")
     def _inspect(self, _: object = None) -> None:

@@ -6,6 +6,7 @@ text, so that a saved notebook stays readable without a kernel, and a change of 
 
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ipywidgets
@@ -16,6 +17,12 @@ State = TypeVar("State")
 
 MARK = "snpbook-view"
 """The HTML class of a live view's static twin, by which the notebook tools know it."""
+
+
+def scripts(*names: str) -> str:
+    """The front end of a view as one module: what every view needs, then its own files beside this one."""
+    folder = Path(__file__).parent
+    return "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("dom.js", *names))
 
 
 class View(ipywidgets.DOMWidget):
@@ -54,7 +61,7 @@ class Panel(View, ipywidgets.HTML, Generic[State]):
     def show(self, state: State) -> None:
         """Draw `state`."""
         self._static = self._render(state)
-        self.value = self._static.html
+        self.value = f'<div style="line-height:1.45">{self._static.html}</div>'
 
     def static(self) -> Static:
         return self._static

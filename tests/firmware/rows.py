@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from snpbook.spec import commands as buffers
 from snpbook.spec.commands import Command
+from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.status import Status
 from tests.machines import Board, World
 
@@ -57,7 +57,7 @@ def double(rows: Sequence[Row]) -> pytest.MarkDecorator:
 
 def assert_refused(attempt: Attempt, status: Status) -> None:
     """The command answers `status` and nothing at all has changed."""
-    layout = getattr(buffers, attempt.command.name, None)
+    layout = BUFFERS[attempt.command]
     address = attempt.board.put(layout, attempt.stray, **attempt.fields)
     before = World.of(attempt.board)
     assert attempt.board.send(attempt.command, address) is status, attempt.board.log.events[-1]

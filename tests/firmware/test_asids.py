@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from snpbook.firmware.asids import AsidState
+from snpbook.spec.asids import AsidState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GuestState
 from snpbook.spec.policy import DEFAULT_POLICY
+from snpbook.spec.states import GuestState
 from snpbook.spec.status import Status
 from tests.machines import GCTX, PAGE, Board
 

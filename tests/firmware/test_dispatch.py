@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.hardware.instructions import FIRMWARE
-from snpbook.spec import commands as buffers
+from snpbook.hardware.host_instructions import FIRMWARE
 from snpbook.spec.commands import Command, MailboxRegister
+from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.status import Status
 from snpbook.trace import FirmwareCommand
 from tests.firmware.rows import Attempt, assert_refused
@@ -63,7 +63,8 @@ def reserved_bits(command: str) -> set[int]:
 def test_every_reserved_bit_is_refused_first_of_all(command: str) -> None:
     """Even while SNP is not initialised, and with an address that is wrong besides."""
     board = Board()
-    layout = getattr(buffers, command)
+    layout = BUFFERS[Command[command]]
+    assert layout is not None
     assert layout.size == SIZES[command]
     blank = bytes(layout.size)
     for bit in range(8 * layout.size):
@@ -81,7 +82,7 @@ def test_every_reserved_bit_is_refused_first_of_all(command: str) -> None:
 def test_one_command_starts_at_a_write_of_the_command_register() -> None:
     board = Board().initialise()
     board.assign(GCTX, FIRMWARE)
-    address = board.put(buffers.SNP_GCTX_CREATE, gctx_paddr=GCTX)
+    address = board.put(BUFFERS[Command.SNP_GCTX_CREATE], gctx_paddr=GCTX)
     count = len(board.log.of(FirmwareCommand))
     board.cpu.mailbox_write(MailboxRegister.ADDRESS_LOW, address)
     board.cpu.mailbox_write(MailboxRegister.ADDRESS_HIGH, 0)

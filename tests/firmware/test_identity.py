@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from snpbook.firmware.identity import check_id_block
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GuestState
 from snpbook.spec.launch import ID_AUTH
 from snpbook.spec.policy import DEFAULT_POLICY
+from snpbook.spec.states import GuestState
 from snpbook.spec.status import FirmwareRefusal, Status
 from tests.attest.vectors import VECTORS, needs_vectors
 from tests.firmware.rows import Attempt, Row, assert_refused, double, single

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from snpbook.firmware.keys import VCEK_LABEL, VLEK_LABEL, Chip, attestation_key, hashstick, kdf, memory_key, sign_report
+from snpbook.firmware.keys import Chip, attestation_key, hashstick, kdf, memory_key, sign_report
+from snpbook.spec.key_derivation import VCEK_LABEL, VLEK_LABEL
 from snpbook.spec.policy import Tcb
 
 TCB = Tcb(bootloader=3, tee=0, snp=8, microcode=0x73)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.hardware.instructions import FIRMWARE, HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GuestState, PlatformState
 from snpbook.spec.launch import SECRETS_PAGE
 from snpbook.spec.pages import LaunchPage, PageState
 from snpbook.spec.rmp import VMPL0_FULL
+from snpbook.spec.states import GuestState, PlatformState
 from snpbook.spec.status import Status
 from tests.firmware.rows import PLACES, Attempt, Row, assert_refused, double, lookup_rows, single
 from tests.firmware.test_guests import PREFIX

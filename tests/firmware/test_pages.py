@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.hardware.instructions import FIRMWARE, HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import PlatformState
 from snpbook.spec.pages import PageState
 from snpbook.spec.rmp import GFN_SHIFT, GFN_TAG_METADATA, GFN_TAG_SHIFT, IMMUTABLE, VALIDATED
+from snpbook.spec.states import PlatformState
 from snpbook.spec.status import Status
 from tests.firmware.rows import PLACES, Attempt, Row, assert_refused, double, single
 from tests.firmware.test_launch import assert_same, one_by_one

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from snpbook.hardware.instructions import FIRMWARE
+from snpbook.hardware.host_instructions import FIRMWARE
 from snpbook.spec.commands import Command
-from snpbook.spec.context import PlatformState
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PageState
+from snpbook.spec.states import PlatformState
 from snpbook.spec.status import Status
 from tests.firmware.rows import PLACES, Attempt, Row, assert_refused, double, single
 from tests.machines import BUFFER, FREE, MIB, PAGE, SYSCFG_FOR_SNP, Board, World

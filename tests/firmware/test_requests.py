@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from snpbook.hardware.instructions import FIRMWARE, HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import PlatformState
 from snpbook.spec.pages import PageState
 from snpbook.spec.policy import DEFAULT_POLICY
+from snpbook.spec.states import PlatformState
 from snpbook.spec.status import Status
 from tests.firmware.rows import Attempt, Row, assert_refused, double, lookup_rows, single
 from tests.firmware.test_guests import LOW, NO_CONTEXT, OFF

@@ -10,7 +10,7 @@ import pytest
 
 from snpbook.guest.attestation import RequestFailed, request_report
 from snpbook.guest.boot import Layout
-from snpbook.hardware.executor import GuestCpu
+from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.host.ccp import Ccp
 from snpbook.host.refusal import KernelError
 from snpbook.spec.status import Status

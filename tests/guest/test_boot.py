@@ -10,9 +10,9 @@ import pytest
 
 from snpbook.guest.boot import SHARED_PAGES, Layout, accept, unaccepted
 from snpbook.guest.ghcb import Ghcb, Reason, Terminated
-from snpbook.hardware.executor import GuestCpu
 from snpbook.hardware.exits import GuestException
-from snpbook.hardware.instructions import NewState
+from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.host_instructions import NewState
 from snpbook.host import convert, vmm
 from snpbook.host import ghcb as host_ghcb
 from snpbook.host.kvm import Vcpu, Vm

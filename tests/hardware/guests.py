@@ -5,21 +5,22 @@ from typing import Any
 import numpy as np
 
 from snpbook.hardware.core import GuestCore
-from snpbook.hardware.executor import CoroutineExecutor, Program
+from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import Exit
-from snpbook.hardware.instructions import NewState, rmpupdate
+from snpbook.hardware.guest_cpu import Program
+from snpbook.hardware.host_instructions import NewState, rmpupdate
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.vmrun import vmrun
 from snpbook.spec.msr import Msr
 from snpbook.spec.products import product
-from snpbook.spec.vmcb import VMCB
+from snpbook.spec.vmcb import VMCB, intercept_bits
 from snpbook.spec.vmsa import VMSA
 from snpbook.trace import Counts, Recorder, Trace
 
 PAGE = 4096
 ASID = 5
-NESTED, VMCB_PAGE, VMSA_PAGE = 0x1000, 0x10, 0x11
+NESTED, VMCB_PAGE, VMSA_PAGE = 0x2800, 0x10, 0x11
 """First page for nested tables, and where the VMCB and the VMSA lie."""
 RIGHTS = 7
 ALL_ON = 1 << 19 | 1 << 23 | 1 << 24 | 1 << 25
@@ -42,7 +43,10 @@ class Bench:
         self.machine.runnable.add(ASID)
         self._tables: dict[tuple[int, int], int] = {}
         self.nested_root = self._table(3, 0)
-        self.vmcb = {"nested_paging": 1, "sev": 1, "sev_es": 1, "asid": ASID, "nested_cr3": self.nested_root}
+        self.vmcb: dict[str, Any] = {
+            "nested_paging": 1, "sev": 1, "sev_es": 1, "asid": ASID, "nested_cr3": self.nested_root,
+            "lbr_virtualization": 1, "intercepts": intercept_bits(0x78, 0x7F, 0x80),
+        }  # fmt: skip
         self.vmcb["vmsa_pa"] = VMSA_PAGE * PAGE
         self.set_vmcb()
         self.assign(VMSA_PAGE, 0xFFFFFFFFF, vmsa=1)
@@ -50,7 +54,7 @@ class Bench:
 
     # The host's side.
 
-    def set_vmcb(self, **fields: int) -> None:
+    def set_vmcb(self, **fields: Any) -> None:
         self.machine.dram.write(VMCB_PAGE * PAGE, VMCB.pack(**{**self.vmcb, **fields}))
 
     def read_vmcb(self) -> Any:
@@ -63,13 +67,21 @@ class Bench:
                 self.put(self._table(level + 1, number >> 9) + 8 * (number & 511), self._tables[level, number] | RIGHTS)
         return self._tables[level, number]
 
+    @property
+    def table_pages(self) -> list[int]:
+        """The system pages of the nested tables."""
+        return [address // PAGE for address in self._tables.values()]
+
     def put(self, spa: int, word: int) -> None:
         self.machine.dram.write(spa, word.to_bytes(8, "little"))
 
     def map(self, gfn: int, page: int, flags: int = RIGHTS, *, level: int = 0) -> None:
         """A nested leaf of 4 KB, 2 MB (level 1) or 1 GB (level 2)."""
-        word = page * PAGE | flags | 0x80 * bool(level)
-        self.put(self._table(level, gfn >> 9 * (level + 1)) + 8 * (gfn >> 9 * level & 511), word)
+        self.put(self.leaf(gfn, level), page * PAGE | flags | 0x80 * bool(level))
+
+    def leaf(self, gfn: int, level: int = 0) -> int:
+        """The address of a guest page's nested leaf."""
+        return self._table(level, gfn >> 9 * (level + 1)) + 8 * (gfn >> 9 * level & 511)
 
     def assign(
         self, page: int, gfn: int, *, asid: int = ASID, vmpl: int = 0x0F, large: bool = False, **bits: int
@@ -96,9 +108,11 @@ class Bench:
     def read_vmsa(self) -> Any:
         return VMSA.unpack(self.machine.encryption.read(ASID, VMSA_PAGE * PAGE, PAGE))
 
-    def core(self, **registers: int) -> GuestCore:
-        """A core that has entered the guest."""
+    def core(self, control: dict[str, Any] | None = None, **registers: int) -> GuestCore:
+        """A core that has entered the guest; `control` are fields of its VMCB."""
         self.set_vmsa(**registers)
+        if control:
+            self.set_vmcb(**control)
         return GuestCore(self.machine, self.read_vmcb(), dict(self.read_vmsa()), "vcpu0")
 
     def plain(self, page: int) -> bytes:

@@ -1,16 +1,17 @@
 """Random tables and random operations, carried out by the library and by the reference, and compared field by field."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from snpbook.hardware import checks, instructions
+from snpbook.hardware import checks, host_instructions, page_instructions
 from snpbook.hardware.checks import Access
 from snpbook.hardware.dram import Dram
 from snpbook.hardware.rmp import Rmp
-from snpbook.hardware.rmp_range import RmpRange
+from snpbook.hardware.rmp_range import RmpRange, RmpSegments
 from snpbook.spec.pages import VmplPermission
 from tests.reference.rmp import Entry, ReferenceRmp
 
@@ -21,8 +22,12 @@ ASIDS = (1, 2, 509)
 SHIFTS = (0, 1, 512, 0x49800, (1 << 39) - 2000)
 
 LIBRARY = SimpleNamespace(
-    rmpupdate=instructions.rmpupdate,
-    pvalidate=instructions.pvalidate,
+    rmpupdate=host_instructions.rmpupdate,
+    psmash=host_instructions.psmash,
+    rmpread=host_instructions.rmpread,
+    pvalidate=page_instructions.pvalidate,
+    rmpadjust=page_instructions.rmpadjust,
+    rmpquery=page_instructions.rmpquery,
     check_guest=checks.check_guest,
     check_write=checks.check_write,
 )
@@ -33,20 +38,45 @@ def table(mapping: bool = True) -> Rmp:
     return Rmp(Dram(0x200000, mapping=mapping), RmpRange(BASE, BASE + SIZE - 1))
 
 
+SEGMENT = 1024
+"""Pages of a segment: four regions of 2 MB lie in three segments, of which the last two are half covered."""
+
+
+def segments() -> Rmp:
+    """An empty table of as many entries in three segments, with a hole in the middle."""
+    megabyte = 1 << 20
+    where = RmpSegments(0, 4 * megabyte, (megabyte, 0x108000, 0x110000), (4 * megabyte, 2 * megabyte, 2 * megabyte))
+    return Rmp(Dram(0x200000), where)
+
+
+def placed(rmp: Rmp, pages: Any) -> Any:
+    """Where the reference's pages lie in a table: those without an entry, in segments, in the hole."""
+    if isinstance(rmp.where, RmpRange):
+        return pages
+    numbers = np.array(pages, np.uint64)
+    hole = np.uint64(SEGMENT + SEGMENT // 2)
+    moved = np.where(numbers >= hole, numbers + np.uint64(SEGMENT // 2), numbers)
+    return np.where(numbers >= ENTRIES, hole + numbers % np.uint64(SEGMENT // 2), moved)
+
+
 def words(model: ReferenceRmp) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.array([model.entry(page).raw() for page in range(model.entries)], np.uint64)
+    """The reference's raw entries; those that it has never looked at are zero."""
+    result = np.zeros((model.entries, 2), np.uint64)
+    for page, entry in model.table.items():
+        result[page] = entry.raw()
+    return result
 
 
 def copy(model: ReferenceRmp, rmp: Rmp) -> None:
     """Give the library's table the reference's contents."""
-    rmp.store(range(rmp.entries), words(model))
+    rmp.store(placed(rmp, range(ENTRIES)), words(model))
     for asid, count in model.counters.items():
-        rmp.dram.write(BASE + 8 * asid, count.to_bytes(8, "little"))
+        rmp.dram.write(rmp.where.base + 8 * asid, count.to_bytes(8, "little"))
 
 
 def assert_same(model: ReferenceRmp, rmp: Rmp) -> None:
     """Every entry bit for bit, and the counters."""
-    mine, theirs = rmp.load(range(rmp.entries)), words(model)
+    mine, theirs = rmp.load(placed(rmp, range(ENTRIES))), words(model)
     wrong = np.flatnonzero((mine != theirs).any(1))
     assert not len(wrong), f"page {wrong[0]:#x}: {mine[wrong[0]]} instead of {model.entry(int(wrong[0]))}"
     counters = {asid: rmp.counters(asid) for asid in ASIDS}
@@ -94,18 +124,14 @@ def fill(model: ReferenceRmp, rng: random.Random) -> None:
         elif kind == 4:
             first, entry = rng.randrange(500), _entry(rng, 0)
             for page in range(head + first, head + rng.randrange(first + 1, 512)):
-                model.table[page] = Entry(
-                    **{name: getattr(entry, name) for name in _COPIED}, gfn=(page + entry.gfn) % (1 << 39)
-                )
+                gfn = (page + entry.gfn) % (1 << 39)
+                model.table[page] = replace(entry, gfn=gfn, vmpl=list(entry.vmpl))
     model.recount()
-
-
-_COPIED = ("assigned", "immutable", "asid", "vmsa", "validated", "lock", "vmpl")
 
 
 def pages(rng: random.Random, model: ReferenceRmp, *, runs: bool = True) -> Any:
     """A run or an array of page numbers: near entries that exist, repeated, out of range."""
-    known = [page for page, entry in model.table.items() if entry.raw() != (0, 0)] or [0]
+    known = [page for page, entry in model.table.items() if entry.assigned or entry.immutable] or [0]
     kind = rng.randrange(4)
     if runs and kind == 0:
         start = max(rng.choice(known) - rng.randrange(4), 0)
@@ -147,47 +173,129 @@ def owner(rng: random.Random, model: ReferenceRmp, places: Any) -> int:
 
 
 def step(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any = LIBRARY) -> None:
-    """One random vector operation of both, compared."""
-    kind = rng.randrange(4)
-    places = pages(rng, model, runs=kind != 1)
+    """One random vector operation of both, whose answers are compared."""
+    operation = rng.choice(OPERATIONS)
+    places = pages(rng, model, runs=operation in (_rmpupdate, _psmash, _rmpread, _check_guest, _check_write))
+    operation(rng, model, rmp, library, places)
+
+
+def _rmpupdate(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
     guest, asid, large = gfns(rng, model, places), owner(rng, model, places), rng.random() < 0.3
-    numbers = list(zip(map(int, places), map(int, guest), strict=True))
-    if kind == 0:
-        new = instructions.NewState(rng.random() < 0.7, rng.choice((0, asid)), rng.random() < 0.3, large)
-        model.in_use = {numbers[0][0] + rng.choice((0, 1))} if rng.random() < 0.2 else set()
-        codes = library.rmpupdate(rmp, places, guest, new, frozenset(model.in_use))
-        wanted: Any = [model.rmpupdate(p, g, new.assigned, new.asid, new.immutable, large) for p, g in numbers]
-        assert codes.tolist() == wanted
-    elif kind == 1:
-        validate = rng.random() < 0.5
-        done = library.pvalidate(rmp, places, np.asarray(guest, np.uint64), asid, validate, large)
-        wanted, fault = [], None
-        for page, gfn in numbers:
-            code, carry = model.pvalidate(page, gfn, asid, validate, large)
-            if isinstance(code, str):
-                fault = code
-                break
-            wanted.append((code, carry))
-        assert list(zip(done.codes.tolist(), done.unchanged.tolist(), strict=True)) == wanted
-        assert (done.fault.name if done.fault is not None else None) == fault
-    elif kind == 2:
-        vmpl, need = rng.randrange(4), VmplPermission(rng.choice((0, 1, 1, 3, 4, 8, 16)))
-        found = library.check_guest(rmp, places, guest, asid, vmpl, need, large=large)
-        assert names(found) == [model.check(p, g, asid, vmpl, need, large) for p, g in numbers]
-    else:
-        found = library.check_write(rmp, places, large=large)
-        assert names(found) == [model.check_write(p, large) for p, _ in numbers]
-    assert_same(model, rmp)
+    new = host_instructions.NewState(rng.random() < 0.7, rng.choice((0, asid)), rng.random() < 0.3, large)
+    model.in_use = _in_use(rng, places)
+    codes = library.rmpupdate(rmp, placed(rmp, places), guest, new, _placed_set(rmp, model.in_use))
+    assert codes.tolist() == [
+        model.rmpupdate(int(p), int(g), new.assigned, new.asid, new.immutable, large)
+        for p, g in zip(places, guest, strict=True)
+    ]
+
+
+def _psmash(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    if rng.random() < 0.7:
+        places = np.array(places, np.uint64) & ~np.uint64(511)
+    model.in_use = _in_use(rng, places)
+    codes = library.psmash(rmp, placed(rmp, places), _placed_set(rmp, model.in_use))
+    assert codes.tolist() == [model.psmash(int(p)) for p in places]
+
+
+def _rmpread(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    codes, found = library.rmpread(rmp, placed(rmp, places))
+    wanted = [model.rmpread(int(p)) for p in places]
+    assert codes.tolist() == [code for code, _ in wanted]
+    assert [bytes(row) for row in found] == [stored or bytes(16) for _, stored in wanted]
+
+
+def _in_use(rng: random.Random, places: Any) -> set[int]:
+    """A page of a running vCPU, sometimes: one of those, or near one."""
+    return {int(places[0]) + rng.choice((0, 1))} if rng.random() < 0.3 else set()
+
+
+def _placed_set(rmp: Rmp, in_use: set[int]) -> set[int]:
+    return {int(page) for page in placed(rmp, list(in_use))}
+
+
+def _until_fault(outcomes: Any) -> tuple[list[Any], str | None]:
+    """What the reference does page by page up to the first that faults, and the check that it fails."""
+    done = []
+    for outcome in outcomes:
+        code = outcome[0]
+        if isinstance(code, str):
+            return done, code
+        done.append(outcome)
+    return done, None
+
+
+def _pvalidate(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    guest, asid, large = gfns(rng, model, places), owner(rng, model, places), rng.random() < 0.3
+    validate = rng.random() < 0.5
+    done = library.pvalidate(rmp, placed(rmp, places), guest, asid, validate, large)
+    wanted = (model.pvalidate(int(p), int(g), asid, validate, large) for p, g in zip(places, guest, strict=True))
+    found = list(zip(done.codes.tolist(), done.unchanged.tolist(), strict=True)), _name(done.fault)
+    assert found == _until_fault(wanted)
+
+
+def _rmpadjust(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    guest, asid, large = gfns(rng, model, places), owner(rng, model, places), rng.random() < 0.3
+    vmpl, target = _levels(rng)
+    held = model.answering(int(places[0]))[0].vmpl[vmpl] if places[0] < model.entries else 15
+    rights, vmsa = rng.choice((0, held, held & 5, rng.randrange(256))), rng.random() < 0.5
+    done = library.rmpadjust(rmp, placed(rmp, places), guest, asid, vmpl, target, rights, vmsa, large)
+    wanted = (
+        (model.rmpadjust(int(p), int(g), asid, vmpl, target, rights, vmsa, large),)
+        for p, g in zip(places, guest, strict=True)
+    )
+    assert ([(code,) for code in done.codes.tolist()], _name(done.fault)) == _until_fault(wanted)
+
+
+def _rmpquery(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    guest, asid = gfns(rng, model, places), owner(rng, model, places)
+    vmpl, target = _levels(rng)
+    done = library.rmpquery(rmp, placed(rmp, places), guest, asid, vmpl, target)
+    columns = (done.codes, done.large, done.permissions, done.vmsa)
+    wanted = (model.rmpquery(int(p), int(g), asid, vmpl, target) for p, g in zip(places, guest, strict=True))
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert (rows, _name(done.fault)) == _until_fault(wanted)
+
+
+def _levels(rng: random.Random) -> tuple[int, int]:
+    """The VMPL that executes and the one whose rights it names: mostly a lower one that exists."""
+    vmpl = rng.choice((0, 0, 0, 1, 2, 3))
+    return vmpl, rng.choice((vmpl + 1, vmpl + 1, vmpl, 3, 4, 0))
+
+
+def _check_guest(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    guest, asid, large = gfns(rng, model, places), owner(rng, model, places), rng.random() < 0.3
+    vmpl, need = rng.randrange(4), VmplPermission(rng.choice((0, 1, 1, 3, 4, 8, 16)))
+    found = library.check_guest(rmp, placed(rmp, places), guest, asid, vmpl, need, large=large)
+    assert names(found) == [
+        model.check(int(p), int(g), asid, vmpl, need, large) for p, g in zip(places, guest, strict=True)
+    ]
+
+
+def _check_write(rng: random.Random, model: ReferenceRmp, rmp: Rmp, library: Any, places: Any) -> None:
+    large = rng.random() < 0.3
+    found = library.check_write(rmp, placed(rmp, places), large=large)
+    assert names(found) == [model.check_write(int(p), large) for p in places]
+
+
+OPERATIONS = (
+    _rmpupdate, _psmash, _rmpread, _pvalidate, _rmpadjust, _rmpadjust, _rmpquery, _check_guest, _check_write,
+)  # fmt: skip
 
 
 def names(found: Any) -> list[str]:
     return [Access(int(value)).name for value in found]
 
 
-def compare(rng: random.Random, mapping: bool, steps: int = 6, library: Any = LIBRARY) -> None:
+def _name(fault: Access | None) -> str | None:
+    return None if fault is None else fault.name
+
+
+def compare(rng: random.Random, rmp: Rmp, steps: int = 6, library: Any = LIBRARY) -> None:
     """A random table and some random operations on it, in both."""
-    model, rmp = ReferenceRmp(ENTRIES), table(mapping)
+    model = ReferenceRmp(ENTRIES)
     fill(model, rng)
     copy(model, rmp)
     for _ in range(steps):
         step(rng, model, rmp, library)
+    assert_same(model, rmp)

@@ -1,132 +1,18 @@
-"""The core: translation of random guests against a page-by-page reference; accesses, PVALIDATE, the order of faults."""
-
-import random
-from typing import Any
+"""The core: reads, writes and fetches of a guest, and which fault comes first (random walks: test_walks)."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from snpbook.hardware.core import WINDOW, GuestCore
+from snpbook.hardware.checks import AccessKind
+from snpbook.hardware.core import GuestCore
 from snpbook.hardware.exits import GuestException, Npf
-from snpbook.hardware.instructions import HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.spec.vmcb import FaultError
-from snpbook.trace import Instruction
 from tests.hardware.guests import ASID, LONG_MODE, PAGE, RIGHTS, Bench
-from tests.reference.paging import ReferenceGuest
-from tests.reference.rmp import Entry, ReferenceRmp
 
 C_BIT = 51
-GFNS = 48
-"""Small guest pages of a random guest; 2 MB more begin at guest page 512."""
-LARGE_PAGE, FIRST_PAGE = 0x600, 0x900
-"""Where its 2 MB page and its small pages lie in memory."""
+LARGE_PAGE = 0x600
 FINAL, PRIVATE, SHARED = FaultError.FINAL_GPA, FaultError.ENCRYPTED, FaultError(0)
-
-
-class RandomGuest:
-    """Nested tables, RMP entries and guest tables drawn at random, in the library and in the reference."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.bench = Bench()
-        machine = self.bench.machine
-        self.model = ReferenceRmp(machine.rmp.entries)
-        places = rng.sample(range(FIRST_PAGE, FIRST_PAGE + GFNS), GFNS)
-        for gfn, page in enumerate(places):
-            table = gfn < 5  # the guest's tables are mostly sound
-            if rng.random() < (0.99 if table else 0.97):
-                page = rng.choice((page,) * 19 + (0x9000,)) if not table else page
-                self.bench.map(gfn, page, rng.choice((7,) * (60 if table else 30) + (5, 3, 6)))
-            if rng.random() < (0.98 if table else 0.75):
-                self.model.table[page] = self.entry(rng, gfn, table)
-        self.bench.map(512, LARGE_PAGE, level=rng.choice((0, 1, 1, 1)))
-        kind = rng.randrange(4)
-        if kind == 0:
-            self.model.table[LARGE_PAGE] = Entry(**self.owned(512), large=True)
-            self.model.table.update({LARGE_PAGE + i: Entry(assigned=True) for i in range(1, 512)})
-        elif kind == 1:
-            self.model.table.update({LARGE_PAGE + i: Entry(**self.owned(512 + i)) for i in range(5)})
-        elif kind == 2:
-            self.model.table[LARGE_PAGE + rng.choice((0, 77))] = Entry(**self.owned(512))
-        self.model.recount()
-        for page, entry in self.model.table.items():
-            machine.rmp.store(range(page, page + 1), np.array([entry.raw()], np.uint64))
-        self.tables(rng, places)
-        self.vmpl, self.write_protect = rng.choice((0, 0, 1)), rng.random() < 0.5
-        self.core = self.bench.core(
-            **{**LONG_MODE, "cr0": 0x80000011 | self.write_protect << 16}, cr3=1 << C_BIT, vmpl=self.vmpl
-        )
-        self.reference = ReferenceGuest(
-            read=lambda spa: int.from_bytes(machine.dram.read(spa, 8), "little"),
-            plain=lambda spa: int.from_bytes(machine.encryption.read(ASID, spa, 8), "little"),
-            rmp=self.model,
-            top=machine.dram.size,
-            nested_root=self.bench.nested_root,
-            asid=ASID,
-            c_bit=C_BIT,
-            cr3=1 << C_BIT,
-            vmpl=self.vmpl,
-            write_protect=self.write_protect,
-        )
-
-    @staticmethod
-    def owned(gfn: int) -> dict[str, Any]:
-        return {"assigned": True, "asid": ASID, "gfn": gfn, "validated": True, "vmpl": [15, 3, 0, 0]}
-
-    def entry(self, rng: random.Random, gfn: int, table: bool) -> Entry:
-        odd = rng.random() < (0.02 if table else 0.2)
-        wrong = [{"validated": False}, {"asid": 6}, {"gfn": gfn + 1}, {"immutable": True}, {"vmpl": [15, 1, 0, 0]}]
-        wrong.append({"vmpl": [2, 2, 2, 2]})
-        return Entry(**{**self.owned(gfn), **(rng.choice(wrong) if odd else {})})
-
-    def tables(self, rng: random.Random, places: list[int]) -> None:
-        """PML4, PDPT, PD and two page tables in guest pages 0 to 4, encrypted where they lie."""
-
-        def put(table: int, index: int, gfn: int, flags: int) -> None:
-            page = places[gfn] if gfn < GFNS else LARGE_PAGE
-            private = (page in self.model.table) ^ (rng.random() < 0.07)
-            word = gfn * PAGE | flags | private << C_BIT
-            self.bench.machine.encryption.write(ASID, places[table] * PAGE + 8 * index, word.to_bytes(8, "little"))
-
-        for table in range(5):
-            self.bench.machine.encryption.write(ASID, places[table] * PAGE, bytes(PAGE))
-        put(0, 0, 1, RIGHTS)
-        put(0, 511, 1, RIGHTS)
-        put(1, 0, 2, RIGHTS)
-        put(2, 0, 3, rng.choice((7, 7, 7, 5)))
-        put(2, 1, 4, RIGHTS)
-        put(2, 2, 512, RIGHTS | 0x80)
-        for index in range(80):
-            gfn = rng.choice((rng.randrange(GFNS), 5 + index // 2))
-            put(3 + index // 40, index % 40, gfn, rng.choice((7,) * 20 + (5, 0)))
-
-    def virtual(self, rng: random.Random) -> list[int]:
-        """A run of virtual pages over the two page tables, the 2 MB page, the upper half, and beyond."""
-        start = rng.choice((rng.randrange(40), 508 + rng.randrange(40), 1020, 1024, 0xFFFFFF8000000 + rng.randrange(8)))
-        start = rng.choice((start,) * 9 + (0x7FFFFFFFE,))
-        return [(start + i) % 2**52 for i in range(rng.choice((1, 3, 20)))]
-
-
-@given(rng=st.randoms(use_true_random=False))
-def test_translations_of_random_guests(rng: random.Random) -> None:
-    guest = RandomGuest(rng)
-    for _ in range(20):
-        virtual, write = guest.virtual(rng), rng.random() < 0.4
-        outcomes = [guest.reference.access(number, write) for number in virtual]
-        stop = next((i for i, outcome in enumerate(outcomes) if len(outcome) != 2), len(virtual))
-        found = guest.core.translate(np.array(virtual, np.uint64), write=write)
-        assert list(zip(found.pages.tolist(), found.private.tolist(), strict=True)) == outcomes[:stop]
-        if stop == len(virtual):
-            assert found.fault is None
-        elif isinstance(found.fault, Npf):
-            fault = found.fault
-            run = [("npf", fault.gpa + i * PAGE, int(fault.error)) for i in range(fault.count)]
-            assert outcomes[stop : stop + fault.count] == run
-        else:
-            assert found.fault is not None
-            shown = ("exception", found.fault.vector, int(found.fault.error), found.fault.address)
-            assert shown == outcomes[stop]
 
 
 # The order of faults, one page.
@@ -184,7 +70,7 @@ def test_supervisor_writes_obey_read_only_pages_with_write_protect() -> None:
     bench, core = paged(guest=5)
     bench.give(100, 0xA00)
     assert core.write(0x7000, b"x") is None
-    core.registers["cr0"] |= 0x10000
+    core.load("cr0", core.registers["cr0"] | 0x10000)
     fault = core.write(0x7000, b"x")
     assert isinstance(fault, GuestException)
     assert (fault.vector, fault.error) == (14, 3)
@@ -222,7 +108,8 @@ def test_private_and_shared_memory(name: str, mapping: bool) -> None:
         assert core.write(address * PAGE, bytes(PAGE)) is None
     for address, word in words.items():
         assert core.write(address, word.to_bytes(8, "little")) is None
-    core.registers.update(LONG_MODE, cr3=0)
+    for name, value in {"cr3": 0, **LONG_MODE}.items():
+        core.load(name, value)
     assert isinstance(core.write(0x1000, b"shared"), Npf)  # page 5 is assigned
     bench.cpu.rmpupdate(range(0x90A, 0x90B), range(1), HYPERVISOR)
     assert core.write(0x0FF0, data[: PAGE + 32]) is None
@@ -272,7 +159,7 @@ def test_a_fault_stands_for_pages_that_fault_alike_only() -> None:
     virtual = np.arange(16, 22, dtype=np.uint64)
     counts = []
     while len(virtual):
-        fault = core.translate(virtual, write=True).fault
+        fault = core.translate(virtual, AccessKind.WRITE).fault
         assert isinstance(fault, Npf)
         counts.append(
             (fault.gpa // PAGE, fault.count, bool(fault.error & PRIVATE), bool(fault.error & FaultError.PRESENT))
@@ -301,72 +188,6 @@ def test_shared_writes_into_a_2mb_mapping_need_all_its_pages() -> None:
     error = FaultError.PRESENT | FaultError.RMP | FaultError.USER | FINAL | FaultError.WRITE
     assert core.write(0x7000, b"x") == Npf(512 * PAGE, error)
     assert isinstance(core.read(0x7000, 1), bytes)
-
-
-# PVALIDATE.
-
-
-def assigned(count: int, **bits: Any) -> tuple[Bench, GuestCore]:
-    bench = Bench()
-    for gfn in range(count):
-        bench.give(gfn, 0x900 + gfn, validated=0, **bits)
-    return bench, bench.core()
-
-
-def test_pvalidate_up_to_the_first_fault() -> None:
-    bench, core = assigned(6)
-    bench.assign(0x904, 4, asid=7, validated=0)
-    bench.assign(0x905, 5, asid=7, validated=0)
-    codes, unchanged, fault = core.pvalidate(0, 6, True, False)
-    rmp = FaultError.PRESENT | FaultError.RMP | FaultError.USER | FINAL | PRIVATE
-    assert (codes.tolist(), unchanged.tolist(), fault) == ([0] * 4, [False] * 4, Npf(4 * PAGE, rmp, 2))
-    (event,) = bench.log.of(Instruction, "PVALIDATE")
-    assert (event.pages, event.actor) == (range(0x900, 0x904), "vcpu0")
-    assert (event.after ^ event.before).tolist() == [[1 << 62, 0]] * 4
-    assert (bench.counts.pvalidates, bench.counts.pages_validated) == (4, 4)
-    codes, unchanged, fault = core.pvalidate(0, 2, False, False)
-    assert (codes.tolist(), unchanged.tolist(), fault) == ([0, 0], [False, False], None)
-
-
-def test_pvalidate_of_pages_that_are_not_mapped() -> None:
-    bench, core = assigned(2)
-    _, _, fault = core.pvalidate(0, 5, True, False)
-    assert fault == Npf(2 * PAGE, FaultError.USER | FINAL | PRIVATE, 3)
-    bench.map(2, bench.machine.rmp.entries)  # out of DRAM: the nested tables are wrong
-    _, _, fault = core.pvalidate(2 * PAGE, 1, True, False)
-    assert isinstance(fault, Npf)
-    assert fault.error == FaultError.PRESENT | FaultError.RESERVED | FaultError.USER | FINAL | PRIVATE
-
-
-def test_pvalidate_sizes() -> None:
-    bench, core = assigned(1)
-    bench.map(512, LARGE_PAGE)
-    bench.assign(LARGE_PAGE, 512, large=True, validated=0)
-    error = FaultError.PRESENT | FaultError.RMP | FaultError.USER | FINAL | PRIVATE | FaultError.SIZE_MISMATCH
-    assert core.pvalidate(512 * PAGE, 1, True, False)[2] == Npf(512 * PAGE, error)
-    codes, unchanged, fault = core.pvalidate(0, 2, True, True)
-    assert (codes.tolist(), unchanged.tolist(), fault) == ([6, 0], [False, False], None)
-    assert bench.counts.pages_validated == 512
-    codes, _, fault = core.pvalidate(PAGE, 3, True, True)
-    assert (codes.tolist(), fault) == ([1, 1, 1], None)
-
-
-@pytest.mark.parametrize("registers", [{"vmpl": 1}, {"cpl": 3}])
-def test_pvalidate_is_for_vmpl0_and_cpl0(registers: dict[str, int]) -> None:
-    bench, _ = assigned(1)
-    core = bench.core(**registers)
-    codes, _, fault = core.pvalidate(1, 1, True, True)  # before the operand is looked at
-    assert isinstance(fault, GuestException)
-    assert (len(codes), fault.vector, fault.error) == (0, 13, 0)
-
-
-def test_a_long_run_in_windows() -> None:
-    count = WINDOW + 3
-    bench, core = assigned(count)
-    codes, unchanged, fault = core.pvalidate(0, count, True, False)
-    assert (len(codes), codes.any(), unchanged.any(), fault) == (count, False, False, None)
-    assert core.pvalidate(0, 0, True, False)[2] is None
-    assert bench.counts.pages_validated == count
 
 
 def test_the_address_of_an_exception_goes_to_cr2() -> None:

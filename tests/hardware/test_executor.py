@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snpbook.hardware.executor import CoroutineExecutor, GuestCpu, Operation, ProgramFailure
+from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import GuestException, Hlt, Npf, Shutdown, Vmgexit
+from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
+from snpbook.hardware.operations import Operation
 from snpbook.spec.msr import Msr
 from tests.hardware.guests import ASID, PAGE, Bench
 
@@ -19,8 +21,8 @@ async def busy(cpu: GuestCpu) -> Any:
     try:
         await cpu.read(5 * PAGE, 1)
     except GuestException as exception:
-        await cpu.load(rax=exception.vector, rbx=exception.error)
-    await cpu.wrmsr(Msr.GHCB, 0x1234)
+        await cpu.load(rsi=exception.vector, rdi=exception.error)
+    await cpu.wrmsr(Msr.GHCB, 0x5_0000_1234)
     await cpu.hlt()
     return codes.tolist(), unchanged.tolist(), await cpu.read(0x10, 5), await cpu.rdmsr(Msr.GHCB)
 
@@ -42,11 +44,12 @@ def test_a_program_from_exit_to_exit() -> None:
     assert guest.run() == Hlt()
     assert guest.executor.busy
     vmsa = guest.read_vmsa()
-    assert (vmsa.rip, vmsa.rax, vmsa.rbx, vmsa.cr2) == (7, 29, 0x404, 5 * PAGE)
-    assert guest.read_vmcb().ghcb_gpa == 0x1234
+    assert (vmsa.rip, vmsa.rsi, vmsa.rdi, vmsa.cr2) == (7, 29, 0x404, 5 * PAGE)
+    assert (vmsa.rcx, vmsa.rdx, vmsa.rax) == (Msr.GHCB, 5, 0x1234)  # the operands of WRMSR
+    assert guest.read_vmcb().ghcb_gpa == 0x5_0000_1234
     assert guest.run() == Hlt()
     assert not guest.executor.busy
-    assert guest.executor.outcome == ([0, 0], [False, False], b"hello", 0x1234)
+    assert guest.executor.outcome == ([0, 0], [False, False], b"hello", 0x5_0000_1234)
     assert guest.run() == Hlt()  # nothing to run
 
 
@@ -136,19 +139,6 @@ def test_a_program_that_gives_up_and_one_that_is_wrong() -> None:
     assert not guest.executor.busy
 
 
-def test_other_msrs_are_exceptions() -> None:
-    async def program(cpu: GuestCpu) -> Any:
-        try:
-            await cpu.rdmsr(Msr.SYSCFG)
-        except GuestException as exception:
-            return exception.vector, int(exception.error)
-
-    guest = bench()
-    guest.start(program)
-    guest.run()
-    assert guest.executor.outcome == (29, 0x7C)
-
-
 def test_one_program_at_a_time() -> None:
     guest = bench()
     guest.start(busy)
@@ -166,6 +156,15 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda cpu: cpu.pvalidate(0, 1.0), TypeError, r"count = 1\.0: an integer"),
     (lambda cpu: cpu.pvalidate(0, -1), ValueError, "outside the 64-bit"),
     (lambda cpu: cpu.wrmsr(Msr.GHCB, 1 << 64), ValueError, "value = 0x10000000000000000: a register holds 64 bits"),
+    (lambda cpu: cpu.wrmsr(-1, 0), ValueError, "msr = -0x1: a register holds 64 bits"),
+    (lambda cpu: cpu.port_in(0x60, 3), ValueError, "port = 0x60, size = 3: 16 bits, and 1, 2 or 4 bytes"),
+    (lambda cpu: cpu.port_in(0xFFFF, 2), ValueError, "port = 0xffff, size = 2"),
+    (lambda cpu: cpu.port_out(-1, 0), ValueError, "port = -0x1"),
+    (lambda cpu: cpu.port_out(0x60, -1), ValueError, "value = -0x1: a register holds 64 bits"),
+    (lambda cpu: cpu.port_out(0.5, 0), TypeError, r"port = 0\.5: an integer"),
+    (lambda cpu: cpu.set_handler(256, None), ValueError, "vector = 256: 0 to 255"),
+    (lambda cpu: cpu.set_handler(-1, None), ValueError, "vector = -1"),
+    (lambda cpu: cpu.look("eax"), ValueError, "eax: no register of a VMSA"),
     (lambda cpu: cpu.load(rax=-1), ValueError, "rax = -0x1: a register holds 64 bits"),
     (lambda cpu: cpu.load(sev_features=0), ValueError, "sev_features: not a register"),
     (lambda cpu: cpu.load(rip=5), ValueError, "rip: not a register"),

@@ -30,7 +30,7 @@ _NOWHERE = None, None
 ROWS: dict[int, tuple[Any, Any]] = {
     **dict.fromkeys([0x250, 0x258, 0x259, *range(0x268, 0x270)], _LOCKED),
     **dict.fromkeys([0xC0010016, 0xC0010017, 0xC0010018, 0xC0010019, 0xC001001A, 0xC001001D, 0xC0010119], _LOCKED),
-    **dict.fromkeys([0xC0010015, 0xC0010112, 0xC0010113, 0xC0010117], _PLAIN),
+    **dict.fromkeys([0xC0010015, 0xC0010112, 0xC0010113, 0xC0010117, 0xC0011030, 0xC0011033], _PLAIN),
     0xC0010010: ((ALL, "ok", "ok", "-"), None),
     0xC001011E: (("naples rome milan", GP, "ok", "ok"), None),
     0xC001011F: _NOWHERE,

@@ -1,5 +1,8 @@
 """The slow oracles of RMP and access checks, held against the documents' numbers and expectations worked by hand."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.reference.access import access, instruction_fault
@@ -70,7 +73,7 @@ def test_psmash() -> None:
 
 def test_refusals_of_psmash_in_their_order() -> None:
     rmp = large_guest()
-    rmp.in_use = {520, 1030}
+    rmp.in_use = {512, 1535}
     assert rmp.psmash(513, current_asid=1) == 1
     assert rmp.psmash(512, current_asid=1) == rmp.psmash(1536, current_asid=1) == 2
     assert rmp.psmash(1536) == 1
@@ -172,6 +175,7 @@ HOST = [
     ("write", 8, MB2, ("#PF", 0x8000_0003)),
     ("write", 8, GB1, ("#PF", 0x8000_0003)),
     ("ad-update", 8, MB2, ("GRANTED", 0)),
+    ("walk", 8, MB2, ("GRANTED", 0)),
     ("write", 600, GB1, ("GRANTED", 0)),
     ("write", 5000, 1, ("GRANTED", 0)),
 ]
@@ -270,6 +274,18 @@ def test_permissions(kind: str, cpl: int, needs: int, refused: int) -> None:
         assert access("snp", kind, c_bit, rmp, 7, 9, 1, vmpl=1, cpl=cpl) == expected, bin(rights)
         plain = access("snp", kind, c_bit, rmp, 7, 9, 1, vmpl=1, cpl=cpl, vmpl_sss=False)
         assert (plain == ("GRANTED", 0)) == (rights & needs & 15 == needs & 15)
+
+
+@pytest.mark.parametrize("wrong", [{"assigned": False}, {"asid": 2}, {"gfn": 8}, {"immutable": True}, {"large": True}])
+def test_each_check_refuses_alone(wrong: dict[str, Any]) -> None:
+    rmp = ReferenceRmp(1024)
+    rmp.table[512] = Entry(assigned=True, asid=1, gfn=9, validated=True, vmpl=[15, 0, 0, 0])
+    assert access("snp", "write", True, rmp, 512, 9, 1) == ("GRANTED", 0)
+    rmp.entries = 512
+    assert access("snp", "write", True, rmp, 512, 9, 1) == ("NPF", 0x5_8000_0007)
+    rmp.entries = 1024
+    rmp.table[512] = replace(rmp.table[512], **wrong)
+    assert access("snp", "write", True, rmp, 512, 9, 1) == ("NPF", 0x5_8000_0007)
 
 
 def test_a_2_mb_entry_speaks_for_its_512_pages() -> None:

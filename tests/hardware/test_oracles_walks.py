@@ -55,6 +55,7 @@ def test_accessed_and_dirty_bits() -> None:
     shared = cpu.access(1, "read")
     assert (shared.page, shared.private) == (0x208, False)
     assert cpu.updates == [("guest", 0x204008, 0x20), ("nested", 0x13040, 0x20)]
+    assert cpu.access(0, "fetch").page == 0x205
     assert cpu.access(2**35, "read").outcome == ("#GP", 0)
 
 
@@ -80,6 +81,8 @@ def test_accessed_and_dirty_bits() -> None:
         (0x203000, C | 0x2087, "read", {}, 9),  # 2 MB, bit 13
         (0x203000, C | 0x1087, "read", {}, ("NPF", 0x5_0000_0004)),  # bit 12 is PAT: guest page 0, not mapped
         (0x202000, C | 0x200087, "read", {}, 9),  # 1 GB, bit 21
+        (0x202000, C | 0x2087, "read", {}, 9),  # 1 GB, bit 13
+        (0x204000, C | 1 << 48 | 0x5007, "read", {"guest_width": 49}, ("NPF", 0x5_0000_0004)),  # four levels end
         (0x204000, C | 0x5007, "read", {"virtual_tom": 2**30}, 9),
     ],
 )

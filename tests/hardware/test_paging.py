@@ -1,103 +1,128 @@
-"""Page walks for many pages at once, against a plain walk of one page."""
+"""Page walks of many pages where the random guests do not come: tables in any place, both keys, the dictionary."""
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snpbook.hardware.checks import AccessKind
 from snpbook.hardware.dram import Dram
 from snpbook.hardware.encryption import MemoryEncryption
-from snpbook.hardware.paging import guest_walk, nested_walk
-from tests.reference import paging as reference
+from snpbook.hardware.paging import NestedWalk, nested_walk, read_words, set_bits
+from tests.reference.rmp import ReferenceRmp
+from tests.reference.walks import Fault, Vcpu
 
-PAGE, SIZE = 4096, 0x200000
+PAGE, SIZE = 4096, 1 << 30
 TABLES = 12
 PLACES = (0, 1, 2, 511)
 """Indices in a table that the random tables fill."""
-C_BIT = 51
+KINDS = {"read": AccessKind.READ, "ad-update": AccessKind.UPDATE, "fetch": AccessKind.FETCH, "walk": AccessKind.WALK}
+HOST_KEYS = np.array([0, 1023], np.uint16)
 
 
-def random_tables(rng: random.Random) -> dict[int, int]:
+def random_tables(rng: random.Random, c_bit: int) -> dict[int, int]:
     """The words of `TABLES` table pages that point at each other, at pages, and sometimes out of memory."""
     words = {}
     for table in range(TABLES):
         for index in PLACES:
-            target = rng.choice((rng.randrange(TABLES), rng.randrange(TABLES), rng.randrange(512), SIZE // PAGE, 2**38))
-            flags = rng.choice((7, 7, 7, 7, 5, 3, 6, 0)) | rng.choice((0, 0, 0, 0x80))
-            words[table * PAGE + 8 * index] = target * PAGE | flags | rng.choice((0, 1 << C_BIT, 1 << 63))
+            target = rng.choice((rng.randrange(TABLES), rng.randrange(TABLES), rng.randrange(512), SIZE // PAGE, 2**35))
+            flags = rng.choice((7, 7, 7, 7, 0x67, 5, 3, 6, 0)) | rng.choice((0, 0, 0, 0x80))
+            words[table * PAGE + 8 * index] = target * PAGE | flags | rng.choice((0, 0, 0, 1 << c_bit, 1 << 63))
     return words
 
 
-def memory(words: dict[int, int], mapping: bool) -> Dram:
+def engine(words: dict[int, int], *, mapping: bool = True) -> MemoryEncryption:
     dram = Dram(SIZE, mapping=mapping)
     for spa, word in words.items():
         dram.write(spa, word.to_bytes(8, "little"))
-    return dram
+    return MemoryEncryption(dram, "xex-aes-128", b"")
 
 
-def random_number(rng: random.Random) -> int:
-    return sum(rng.choice(PLACES) << 9 * level for level in range(4)) | rng.choice((0, 0, 0, 0, 1 << 36))
+def walked(memory: MemoryEncryption, root: int, gfns: list[int], kind: AccessKind, c_bit: int = 51) -> NestedWalk:
+    numbers = np.array(gfns, np.uint64)
+    return nested_walk(memory, None, root, numbers, kind, c_bit=c_bit, host_keys=HOST_KEYS)
 
 
 @pytest.mark.parametrize("mapping", [True, False], ids=["map", "dict"])
-@given(rng=st.randoms(use_true_random=False), write=st.booleans())
-def test_nested_walks(mapping: bool, rng: random.Random, write: bool) -> None:
-    words = random_tables(rng)
-    dram, root = memory(words, mapping), rng.choice((0, 0, PAGE, 3 * PAGE | 1 << C_BIT, SIZE))
-    gfns = [random_number(rng) for _ in range(rng.randrange(40))]
-    walk = nested_walk(MemoryEncryption(dram, "xex-aes-128", b""), root, np.array(gfns, np.uint64), write)
-    for i, gfn in enumerate(gfns):
-        wanted = reference.nested(lambda spa: words.get(spa, 0), root, gfn, write, SIZE)
+@given(rng=st.randoms(use_true_random=False), kind=st.sampled_from(tuple(KINDS)), c_bit=st.sampled_from((51, 47)))
+def test_nested_walks(mapping: bool, rng: random.Random, kind: str, c_bit: int) -> None:
+    """The C-bit of an entry is no part of its address, wherever it lies; here it does not choose a key."""
+    words = random_tables(rng, c_bit)
+    root = rng.choice((0, 0, PAGE, 3 * PAGE | 1 << c_bit))
+    numbers = [sum(rng.choice(PLACES) << 9 * level for level in range(4)) for _ in range(rng.randrange(40))]
+    numbers = [number | rng.choice((0, 0, 0, 0, 1 << 36)) for number in numbers]
+    same = np.array([0, 0], np.uint16)
+    walk = nested_walk(
+        engine(words, mapping=mapping),
+        None,
+        root,
+        np.array(numbers, np.uint64),
+        KINDS[kind],
+        c_bit=c_bit,
+        host_keys=same,
+    )
+    for i, gfn in enumerate(numbers):
+        cpu = Vcpu(dict(words), {}, ReferenceRmp(0), root, 0, actor="guest", c_bit=c_bit, host_width=30)
+        wanted = outcome(cpu, gfn, kind)
         if isinstance(wanted, int):
-            assert (walk.faults[i], walk.errors[i]) == (True, wanted)
-        else:
-            assert (walk.faults[i], walk.pages[i], walk.large[i]) == (False, *wanted)
+            assert (bool(walk.faults[i]), int(walk.errors[i])) == (True, wanted)
+            continue
+        assert (bool(walk.faults[i]), int(walk.pages[i]), bool(walk.large[i])) == (False, *wanted)
+        changed = dict(words)
+        for step in walk.steps:
+            mine = step.owners == i
+            for spa, bits in zip(step.addresses[mine], step.missing(KINDS[kind].writes)[mine], strict=True):
+                changed[int(spa)] |= int(bits)
+        assert changed == cpu.host
 
 
-@given(rng=st.randoms(use_true_random=False))
-def test_guest_walks(rng: random.Random) -> None:
-    """Tables that cannot be read end the walk at the first page that needs one."""
-    words, lost = random_tables(rng), {rng.randrange(TABLES), SIZE // PAGE, 2**38}
-    virtual = [random_number(rng) & 2**36 - 1 for _ in range(rng.randrange(30))]
-
-    def table(gfn: int) -> Any:
-        if gfn in lost:
-            return f"table {gfn}"
-        return np.array([words.get(gfn * PAGE + 8 * i, 0) for i in range(512)], np.uint64)
-
-    walk = guest_walk(table, 0, C_BIT, np.array(virtual, np.uint64))
-    outcomes = [one_guest_walk(words, lost, number) for number in virtual]
-    stop = next((i for i, outcome in enumerate(outcomes) if isinstance(outcome, str)), len(virtual))
-    assert walk.stop == stop
-    assert walk.fault == (outcomes[stop] if stop < len(virtual) else None)
-    for i, outcome in enumerate(outcomes[:stop]):
-        found = (int(walk.gfns[i]), bool(walk.private[i]), bool(walk.writable[i])) if walk.present[i] else None
-        assert found == outcome
+def outcome(cpu: Vcpu, gfn: int, kind: str) -> tuple[int, bool] | int:
+    """The page and whether the leaf is large, or the bits P and RSVD of a fault."""
+    try:
+        page, mapped = cpu.nested_walk(gfn, kind, False)
+    except Fault as fault:
+        return fault.result.outcome[1] & 9
+    return page, mapped > 1
 
 
-def one_guest_walk(words: dict[int, int], lost: set[int], virtual: int) -> Any:
-    table, writable = 0, True
-    for level in (3, 2, 1, 0):
-        if table in lost:
-            return f"table {table}"
-        entry = words.get(table * PAGE + 8 * (virtual >> 9 * level & 511), 0)
-        if not entry & 1:
-            return None
-        writable = writable and bool(entry & 2)
-        frame = (entry & reference.ADDRESS) >> 12
-        if level == 0 or (level < 3 and entry & 0x80):
-            inside = (1 << 9 * level) - 1
-            return frame & ~inside | virtual & inside, bool(entry >> C_BIT & 1), writable
-        table = frame
-    raise AssertionError
+def test_tables_under_the_hosts_key() -> None:
+    """The C-bit of the pointer to a table says how the table lies in memory; the leaf's is told."""
+    c = 1 << 51
+    memory = engine({})
+    for key, spa, word in (
+        (1023, 0, PAGE | 7 | c),
+        (1023, PAGE, 2 * PAGE | 7),
+        (0, 2 * PAGE, 3 * PAGE | 7 | c),
+        (1023, 3 * PAGE, 9 * PAGE | 7 | c),
+        (1023, 3 * PAGE + 8, 10 * PAGE | 7),
+    ):
+        memory.write(key, spa, word.to_bytes(8, "little"))
+    walk = walked(memory, c, [0, 1], AccessKind.READ)
+    assert (walk.pages.tolist(), walk.host_c.tolist(), walk.faults.tolist()) == ([9, 10], [True, False], [False] * 2)
+    assert [step.keys.tolist() for step in walk.steps] == [[1023] * 2, [1023] * 2, [0] * 2, [1023] * 2]
 
 
-def test_a_c_bit_inside_the_address_is_no_part_of_it() -> None:
-    """Rome's C-bit is 47."""
-    table = np.zeros(512, np.uint64)
-    table[0] = 7 | 5 << 12 | 1 << 47
-    walk = guest_walk(lambda gfn: table, 3 << 12 | 1 << 47, 47, np.array([0], np.uint64))
-    assert (walk.gfns.tolist(), walk.private.tolist()) == ([5], [True])
+def test_words_and_bits_under_several_keys() -> None:
+    memory = engine({})
+    keys, addresses = np.array([1023, 0, 1023, 0], np.uint16), np.array([8, 8 * 600, 8, 8 * 700], np.uint64)
+    memory.write(1023, 0, bytes(PAGE))
+    set_bits(memory, keys, addresses, np.array([1, 2, 4, 8], np.uint64))
+    assert read_words(memory, keys, addresses).tolist() == [5, 2, 5, 8]
+    assert memory.read(0, PAGE, PAGE).count(0) == PAGE - 2
+    assert read_words(memory, keys[:0], addresses[:0]).tolist() == []
+
+
+def test_a_large_leaf_over_the_end_of_memory() -> None:
+    """What of it lies out of memory counts as a reserved bit (MODEL)."""
+    memory = MemoryEncryption(Dram(0x200000), "xex-aes-128", b"")
+    memory.write(0, 0, (PAGE | 7).to_bytes(8, "little"))
+    memory.write(0, PAGE, 0x87.to_bytes(8, "little"))
+    walk = walked(memory, 0, [511, 512], AccessKind.READ)
+    assert (walk.pages.tolist(), walk.faults.tolist(), walk.errors.tolist()) == ([511, 512], [False, True], [0, 9])
+
+
+def test_a_root_out_of_memory() -> None:
+    walk = walked(engine({}), SIZE, [0, 1 << 36], AccessKind.READ)
+    assert (walk.faults.tolist(), walk.errors.tolist()) == ([True, True], [9, 0])

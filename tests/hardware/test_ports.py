@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from snpbook.hardware.exits import GeneralProtection, HostPageFault, InvalidOpcode
-from snpbook.hardware.instructions import FIRMWARE, HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.hardware.mailbox import Mailbox
 from snpbook.spec.commands import MailboxRegister
 from snpbook.spec.msr import Msr

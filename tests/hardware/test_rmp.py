@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpbook.hardware.dram import Dram
-from snpbook.hardware.instructions import NewState, rmpupdate
+from snpbook.hardware.host_instructions import NewState, rmpupdate
 from snpbook.hardware.rmp import Rmp, RmpRange, _state, decode_states
 from snpbook.spec.pages import PageState
 from snpbook.spec.rmp import ASSIGNED, RMP_ENTRY, RMPUPDATE_STATE

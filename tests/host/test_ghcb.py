@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from snpbook.guest.boot import Layout
-from snpbook.hardware.executor import GuestCpu
-from snpbook.hardware.instructions import NewState
+from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.host_instructions import NewState
 from snpbook.host.refusal import KernelError
 from snpbook.host.run import FAULT_LIMIT, run
 from snpbook.spec.kvm import KvmExit, MemoryAttribute
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PageState
 from snpbook.system import Guest
+from snpbook.spec.vmcb import ExitCode, intercept_bits
 from snpbook.trace import Message, VmExit
 from tests.machines import MIB, PAGE, booted, frame_of, launched
 
@@ -318,6 +319,18 @@ def test_a_guest_that_gets_nowhere_is_stopped(asker: Asker) -> None:
     with fails(errno.ELOOP):
         asker.guest.run(lambda cpu: read_page(cpu, 0x400000))
     assert len(log.of(VmExit)) == FAULT_LIMIT + 1
+
+
+def test_an_exit_that_kvm_does_not_know(asker: Asker) -> None:
+    """Another intercept in the VMCB than KVM's own: the exit reaches a kernel that has no handler for it."""
+
+    async def program(cpu: GuestCpu) -> None:
+        await cpu.pause()
+
+    vcpu = asker.guest.vmm.vcpus[0]
+    asker.vm.cpu.write(vcpu.vmcb, intercept_bits(ExitCode.PAUSE))
+    with fails(errno.EINVAL):
+        asker.guest.run(program)
 
 
 def test_a_fault_that_no_slot_explains(asker: Asker) -> None:

@@ -7,7 +7,7 @@ import errno
 import numpy as np
 import pytest
 
-from snpbook.hardware.instructions import HYPERVISOR, NewState
+from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.host.ccp import Ccp
 from snpbook.host.run import run
 from snpbook.spec.commands import Command

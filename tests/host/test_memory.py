@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snpbook.hardware.exits import HostPageFault
-from snpbook.hardware.instructions import FIRMWARE, NewState
+from snpbook.hardware.host_instructions import FIRMWARE, NewState
 from snpbook.host.attributes import PrivatePages
 from snpbook.host.memory import PageAllocator, RestrictedFile, UserMemory, runs
 from snpbook.host.refusal import KernelError

@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snpbook.spec import commands, ghcb, kvm, launch, messages, msr, pages, policy, report, rmp, vmcb, vmsa
-from snpbook.spec.commands import Command
-from snpbook.spec.layout import Layout
-from snpbook.spec.status import Status
+from snpbook.spec import ghcb, kvm, launch, messages, msr, pages, report, rmp, vmcb, vmsa
+from tests.spec.abi import Pair, constants, headers, needs_headers, place
 
-SOURCE = Path(__file__).resolve().parents[2].parent / "shared" / "vectors" / "abi_linux_6.12.json"
-pytestmark = pytest.mark.skipif(not SOURCE.exists(), reason=f"{SOURCE.name} is not at hand")
-
-
-@pytest.fixture(scope="module")
-def abi() -> Any:
-    return json.loads(SOURCE.read_text())
-
-
-@pytest.fixture(scope="module")
-def constants(abi: Any) -> dict[str, int]:
-    """All constants of the headers, by name."""
-    return {name: value for group in abi["constants"].values() for name, value in group.items()}
-
-
-class Pair:
-    """A layout and its struct. `names` are our fields whose name differs there; None: the kernel has no such field."""
-
-    def __init__(self, layout: Layout, struct: str, *, size: int | None = None, **names: str | None) -> None:
-        self.layout, self.struct, self.names = layout, struct, names
-        self.size = layout.size if size is None else size
-        """Of the kernel's struct, where it describes a part only."""
-
+pytestmark = needs_headers
 
 ABSENT = dict.fromkeys(["spec_ctrl", "guest_tsc_scale", "guest_tsc_offset", "reg_prot_nonce", "secure_avic_control"])
+BEHIND = {name: None for name, field in vmsa.VMSA.fields.items() if field.offset >= 0x670 or field.offset == 0x3F0}
+IN_WORDS = dict.fromkeys([
+    "virtual_interrupt", "interrupt_shadow", "exit_code", "exit_int_info", "nested_paging", "sev", "sev_es",
+    "sss_check", "vte", "event_injection", "lbr_virtualization", "instruction_bytes", "vmgexit_rax", "vmgexit_cpl",
+    "allowed_sev_features", "allowed_sev_features_enable", "guest_sev_features",
+])  # fmt: skip
 SEQUENCE = dict.fromkeys([*(f"msg_seqno_{i}" for i in range(4)), "ap_jump_table_pa", "guest_usage"])
+BEHIND_SEQUENCE = dict.fromkeys([*(f"msg_seqno_high_{i}" for i in range(4)), "os_area_version"])
 PAIRS = [
     Pair(
         vmsa.VMSA, "sev_es_save_area", size=0x670, guest_exitinfo1="guest_exit_info_1",
         guest_exitinfo2="guest_exit_info_2", guest_exitintinfo="guest_exit_int_info", guest_exitcode="guest_exit_code",
-        eventinj="event_inj", x87_registers="fpreg_x87", xmm="fpreg_xmm", ymm_hi="fpreg_ymm", **ABSENT,
+        eventinj="event_inj", x87_registers="fpreg_x87", xmm="fpreg_xmm", ymm_hi="fpreg_ymm", **ABSENT, **BEHIND,
     ),
-    Pair(vmcb.VMCB, "vmcb_control_area", size=0x400, exit_code=None, nested_paging=None, sev=None, sev_es=None),
+    Pair(vmsa.SAVE_AREA, "vmcb_save_area"),
+    Pair(
+        vmcb.VMCB, "vmcb_control_area", size=0x400, tlb_control="tlb_ctl", avic_apic_bar="avic_vapic_bar",
+        clean_bits="clean", avic_logical_table="avic_logical_id", avic_physical_table="avic_physical_id", **IN_WORDS,
+    ),
     Pair(ghcb.GHCB, "ghcb_save_area", size=0x408, shared_buffer=None, protocol_version=None, usage=None),
-    Pair(launch.SECRETS_PAGE, "snp_secrets_page", imi_en="imien", os_area=None, tsc_factor=None, launch_mit_vector=None,
-         **SEQUENCE),
+    Pair(launch.SECRETS_PAGE, "snp_secrets_page", imi_en="imien", tsc_factor=None, launch_mit_vector=None,
+         **SEQUENCE, **BEHIND_SEQUENCE),
     Pair(launch.CPUID_ENTRY, "snp_cpuid_fn"),
     Pair(launch.CPUID_PAGE, "snp_cpuid_table", size=0xC10, entries="fn"),
     Pair(rmp.RMP_ENTRY, "rmpentry", page_size="pagesize", gfn="gpa", subpage_count="rsvd1", lock="rsvd2",
@@ -58,50 +43,17 @@ PAIRS = [
     Pair(ghcb.PSC_HEADER, "psc_hdr"),
     Pair(ghcb.PSC_ENTRY, "psc_entry", page_size="pagesize"),
     Pair(messages.MESSAGE_HEADER, "snp_guest_msg_hdr", hdr_size="hdr_sz", msg_size="msg_sz"),
-    Pair(messages.REPORT_REQUEST, "snp_report_req", report_data="user_data", key_sel=None),
-    Pair(commands.SNP_ACTIVATE, "sev_data_snp_activate"),
-    Pair(commands.SNP_GCTX_CREATE, "sev_data_snp_addr", gctx_paddr="address"),
-    Pair(commands.SNP_DECOMMISSION, "sev_data_snp_addr", gctx_paddr="address"),
-    Pair(commands.SNP_PLATFORM_STATUS, "sev_data_snp_addr", status_paddr="address"),
-    Pair(commands.SNP_LAUNCH_START, "sev_data_snp_launch_start"),
-    Pair(commands.SNP_LAUNCH_UPDATE, "sev_data_snp_launch_update", page_paddr="address"),
-    Pair(commands.SNP_LAUNCH_FINISH, "sev_data_snp_launch_finish", vcek_dis="vcek_disabled"),
-    Pair(commands.SNP_GUEST_REQUEST, "sev_data_snp_guest_request", request_paddr="req_paddr",
-         response_paddr="res_paddr"),
-    Pair(commands.SNP_PAGE_RECLAIM, "sev_data_snp_page_reclaim", page_size=None, page=None),
-    Pair(commands.SNP_INIT_EX, "sev_data_snp_init_ex"),
-    Pair(commands.RANGE_ENTRY, "sev_data_range"),
-    Pair(commands.RANGE_LIST_HEADER, "sev_data_range_list", count="num_elements"),
-    Pair(commands.PLATFORM_STATUS, "sev_user_data_snp_status", is_rmp_init="is_rmp_initialized", build="build_id",
-         current_tcb="current_tcb_version", reported_tcb="reported_tcb_version", alias_check_complete=None,
-         feature_info=None),
 ]  # fmt: skip
 
 
-def place(theirs: list[Any]) -> tuple[int, int]:
-    """First bit and width of a field of the header."""
-    if len(theirs) == 4:
-        byte, _, first, width = theirs
-        return byte * 8 + first, width
-    return theirs[0] * 8, theirs[1] * 8
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_fields_lie_where_the_kernel_has_them(pair: Pair) -> None:
+    pair.compare()
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.layout.name}-{pair.struct}")
-def test_fields_lie_where_the_kernel_has_them(abi: Any, pair: Pair) -> None:
-    """Every field of ours, apart from those that are named as unknown to the kernel."""
-    struct = abi["structs"][pair.struct]
-    assert struct["size"] == pair.size
-    assert pair.names.keys() <= pair.layout.fields.keys()
-    for ours, field in pair.layout.fields.items():
-        theirs = pair.names.get(ours, ours)
-        if theirs is not None:
-            assert theirs in struct["fields"], f"{ours}: give the kernel's name for it, or None"
-            assert (field.first_bit, field.width) == place(struct["fields"][theirs]), ours
-
-
-def test_fields_that_the_kernel_has_elsewhere(abi: Any) -> None:
+def test_fields_that_the_kernel_has_elsewhere() -> None:
     """Parts of other structs, and bit fields that the kernel keeps as masks of a word."""
-    structs = {name: struct["fields"] for name, struct in abi["structs"].items()}
+    structs = {name: struct["fields"] for name, struct in headers()["structs"].items()}
     whole, area, secrets = structs["ghcb"], structs["secrets_os_area"], launch.SECRETS_PAGE
     for ours, theirs in (("shared_buffer",) * 2, ("protocol_version",) * 2, ("usage", "ghcb_usage")):
         field = ghcb.GHCB.fields[ours]
@@ -117,30 +69,6 @@ def test_fields_that_the_kernel_has_elsewhere(abi: Any) -> None:
     control, fields = structs["vmcb_control_area"], vmcb.VMCB.fields
     assert fields["exit_code"].offset == control["exit_code"][0] == control["exit_code_hi"][0] - 4
     assert {fields[name].offset for name in ("nested_paging", "sev", "sev_es")} == {control["nested_ctl"][0]}
-
-
-def test_command_ids(abi: Any) -> None:
-    renamed = {"FACTORY_RESET": "PLATFORM_RESET", "LAUNCH_UPDATE_SECRET": "LAUNCH_SECRET"}
-    renamed["ATTESTATION_REPORT"] = "ATTESTATION"
-    theirs = {name.removeprefix("SEV_CMD_"): value for name, value in abi["constants"]["psp_cmd"].items()}
-    del theirs["MAX"]
-    assert {renamed.get(name, name): value for name, value in theirs.items()}.items() <= {
-        command.name: int(command) for command in Command
-    }.items()
-
-
-def test_status_codes(abi: Any) -> None:
-    renamed = {
-        "INVALID_LEN": "INVALID_LENGTH", "DFFLUSH_REQUIRED": "DF_FLUSH_REQUIRED",
-        "EXIT_RING_BUFFER": "RING_BUFFER_EXIT",
-        "HWSEV_RET_PLATFORM": "HWERROR_PLATFORM", "HWSEV_RET_UNSAFE": "HWERROR_UNSAFE",
-    }  # fmt: skip
-    theirs = {name.removeprefix("SEV_RET_"): value for name, value in abi["constants"]["sev_ret"].items()}
-    for name in ("NO_FW_CALL", "MAX", "INAVLID_CONFIG"):
-        del theirs[name]
-    ours = {status.name: int(status) for status in Status if status is not Status.SHUTDOWN_INCOMPLETE}
-    assert ours == {renamed.get(name, name): value for name, value in theirs.items()}
-    assert [int(status) for status in Status] == [*range(0x1E), *range(0x1F, 0x29)]
 
 
 NUMBERS: list[tuple[Any, str]] = [
@@ -229,14 +157,8 @@ NUMBERS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("ours", "name"), NUMBERS, ids=[name for _, name in NUMBERS])
-def test_numbers(constants: dict[str, int], ours: Any, name: str) -> None:
-    assert int(ours.value if isinstance(ours, Enum) else ours) == constants[name]
-
-
-@pytest.mark.parametrize("bit", ["smt", "debug", "single_socket"])
-def test_policy_bits(constants: dict[str, int], bit: str) -> None:
-    assert int.from_bytes(policy.POLICY.pack(**{bit: 1}), "little") == constants[f"SNP_POLICY_MASK_{bit.upper()}"]
-    assert int.from_bytes(policy.POLICY.pack(one=1), "little") == constants["SNP_POLICY_MASK_RSVD_MBO"]
+def test_numbers(ours: Any, name: str) -> None:
+    assert int(ours.value if isinstance(ours, Enum) else ours) == constants()[name]
 
 
 def test_report_size() -> None:

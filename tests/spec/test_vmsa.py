@@ -31,6 +31,13 @@ OFFSETS = """
 3B8 vintr_ctrl 3C0 guest_exitcode 3C8 virtual_tom 3D0 tlb_id 3D8 pcpu_id 3E0 eventinj 3E8 xcr0
 400 x87_dp 408 mxcsr 40C x87_ftw
 40E x87_fsw 410 x87_fcw 412 x87_fop 414 x87_ds 416 x87_cs 418 x87_rip 420 x87_registers 470 xmm 570 ymm_hi
+980 opmask 9C0 zmm_hi BC0 hi16_zmm 3F0 xsave_valid_bitmap 670 lbr_stack 770 lbr_select 778 ibs_fetch_ctl
+780 ibs_fetch_linaddr 788 ibs_op_ctl 790 ibs_op_rip 798 ibs_op_data 7A0 ibs_op_data2 7A8 ibs_op_data3 7B0 ibs_dc_linaddr
+7B8 bp_ibstgt_rip 7C0 ic_ibs_extd_ctl 900 guest_intercepts 920 guest_msr_intercepts
+"""
+SIZES = """
+xsave_valid_bitmap 16 x87_registers 80 xmm 256 ymm_hi 256 lbr_stack 256 guest_intercepts 32 guest_msr_intercepts 32
+opmask 64 zmm_hi 512 hi16_zmm 1024 pkru 4 tsc_aux 4 vmpl 1 cpl 1
 """
 
 
@@ -38,6 +45,8 @@ def test_offsets_of_the_save_area() -> None:
     words = OFFSETS.split()
     table = {name: int(offset, 16) for offset, name in zip(words[::2], words[1::2], strict=True)}
     assert table == {name: VMSA.offset(name) for name in table}
+    sizes = dict(zip(SIZES.split()[::2], map(int, SIZES.split()[1::2]), strict=True))
+    assert sizes == {name: VMSA.fields[name].size for name in sizes}
     implied = {"pl1_ssp", "pl2_ssp", *(f"dr{i}" for i in (1, 2)), *(f"dr{i}_addr_mask" for i in (1, 2))}
     assert VMSA.fields.keys() - table.keys() == implied | {f"r{i}" for i in range(9, 15)}
     assert [(name, SEGMENT.offset(name)) for name in SEGMENT.fields] == [
@@ -88,3 +97,4 @@ def test_what_the_firmware_writes_at_launch_is_reserved() -> None:
     for offset, data in GUEST_FIELDS_AT_LAUNCH.items():
         mask = (1 << 8 * len(data)) - 1 << 8 * offset
         assert VMSA.reserved_mask & mask == mask
+

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.utils import CryptographyDeprecationWarning
 
-from snpbook.firmware.keys import VLEK_LABEL, Chip, attestation_key
+from snpbook.firmware.keys import Chip, attestation_key
 from snpbook.spec.certificates import PRODUCT_LINES, TRAILER_OMITTED_FROM
+from snpbook.spec.key_derivation import VLEK_LABEL
 from snpbook.spec.policy import Tcb
 from snpbook.spec.resources import resource
 from snpbook.tools import toy_roots

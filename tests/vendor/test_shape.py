@@ -10,8 +10,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from snpbook.firmware.keys import VLEK_LABEL, Chip, attestation_key
+from snpbook.firmware.keys import Chip, attestation_key
 from snpbook.spec.certificates import PRODUCT_LINES
+from snpbook.spec.key_derivation import VLEK_LABEL
 from snpbook.spec.policy import Tcb
 from snpbook.spec.products import snp_product_names
 from snpbook.vendor.ca import AmdCa, ToyAuthority

@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 
 from snpbook.attest.measure import firmware_digest
-from snpbook.hardware.instructions import NewState
+from snpbook.hardware.host_instructions import NewState
 from snpbook.host.rmp import rmpupdate
 from snpbook.spec.image import Image
 from snpbook.spec.launch import PAGE_INFO

@@ -16,7 +16,7 @@ import numpy as np
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.table import power_on
 from snpbook.hardware.dram import Dram, Words
-from snpbook.hardware.instructions import NewState, rmpupdate
+from snpbook.hardware.host_instructions import NewState, rmpupdate
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.tweaks import boot_constants

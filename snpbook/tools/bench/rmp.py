@@ -17,7 +17,8 @@ import numpy as np
 
 from snpbook.hardware.checks import check_guest, check_guest_one
 from snpbook.hardware.dram import Dram, Pages, page_numbers
-from snpbook.hardware.instructions import HYPERVISOR, NewState, pvalidate, pvalidate_one, rmpupdate, rmpupdate_one
+from snpbook.hardware.host_instructions import HYPERVISOR, NewState, rmpupdate, rmpupdate_one
+from snpbook.hardware.page_instructions import pvalidate, pvalidate_one
 from snpbook.hardware.rmp import Rmp, chunks
 from snpbook.hardware.rmp_range import RmpRange
 from snpbook.spec.pages import LARGE_PAGE_SIZE, VmplPermission

@@ -1,6 +1,7 @@
-"""RMPUPDATE and PVALIDATE: equal to the scalar reference in every code, entry and counter; the rules one by one."""
+"""All RMP instructions equal the scalar reference in every code, entry and counter; the host's rules one by one."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.hardware import instructions
+from snpbook.hardware import host_instructions
 from snpbook.hardware.checks import Access
-from snpbook.hardware.instructions import HYPERVISOR, NewState, pvalidate, pvalidate_one, rmpupdate, rmpupdate_one
+from snpbook.hardware.host_instructions import HYPERVISOR, NewState, psmash, rmpread, rmpupdate, rmpupdate_one
+from snpbook.hardware.page_instructions import pvalidate_one
 from snpbook.hardware.rmp import Rmp
-from snpbook.spec.rmp import RmpCode
-from tests.hardware.tables import ENTRIES, assert_same, compare, copy, fill, table
+from snpbook.spec.rmp import RMPUPDATE_STATE, RmpCode
+from tests.hardware.tables import ENTRIES, assert_same, compare, copy, fill, segments, table
 from tests.reference.rmp import ReferenceRmp
 
 both = pytest.mark.parametrize("mapping", [True, False], ids=["map", "dict"])
@@ -29,10 +31,14 @@ def raw(rmp: Rmp, page: int) -> int:
     return int(rmp.load(range(page, page + 1))[0, 0])
 
 
-@both
+def set_raw(rmp: Rmp, page: int, low: int, high: int = 0xF) -> None:
+    rmp.store(numbers(page), np.array([[low, high]], np.uint64))
+
+
+@pytest.mark.parametrize("make", [table, lambda: table(mapping=False), segments], ids=["map", "dict", "segments"])
 @given(rng=st.randoms(use_true_random=False))
-def test_random_operations_equal_the_reference(mapping: bool, rng: random.Random) -> None:
-    compare(rng, mapping)
+def test_random_operations_equal_the_reference(make: Callable[[], Rmp], rng: random.Random) -> None:
+    compare(rng, make())
 
 
 @given(rng=st.randoms(use_true_random=False))
@@ -61,7 +67,7 @@ def test_one_page_paths_equal_the_reference(rng: random.Random) -> None:
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_long_run_is_done_in_steps(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instructions, "CHUNK", 1024)
+    monkeypatch.setattr(host_instructions, "CHUNK", 1024)
     model, rmp = ReferenceRmp(ENTRIES), table()
     fill(model, random.Random(11))
     copy(model, rmp)
@@ -69,6 +75,9 @@ def test_a_long_run_is_done_in_steps(large: bool, monkeypatch: pytest.MonkeyPatc
     codes = rmpupdate(rmp, pages, range(4096, 4096 + len(pages)), NewState(assigned=True, asid=2, large=large))
     assert codes.tolist() == [model.rmpupdate(p, 4096 + i, True, 2, large=large) for i, p in enumerate(pages)]
     assert_same(model, rmp)
+    if large:
+        assert psmash(rmp, pages).tolist() == [model.psmash(page) for page in pages]
+        assert_same(model, rmp)
 
 
 # RMPUPDATE
@@ -177,70 +186,125 @@ def test_arrays_of_any_integer_type_are_page_numbers() -> None:
     assert raw(rmp, 4) == 0x0028000000002001
 
 
-# PVALIDATE
+def test_every_change_is_noted() -> None:
+    """Translations and snapshots depend on it; a refusal changes nothing, and is not noted."""
+    for make in (table, lambda: table(mapping=False), segments):
+        rmp = make()
+        for done in (
+            lambda rmp=rmp: rmpupdate(rmp, numbers(5), numbers(5), GUEST),
+            lambda rmp=rmp: rmpupdate(rmp, numbers(6, 7), numbers(6, 7), GUEST),
+            lambda rmp=rmp: rmpupdate(rmp, numbers(512), numbers(0), LARGE),
+            lambda rmp=rmp: psmash(rmp, numbers(512)),
+        ):
+            before = rmp.changes
+            rmp.dram.snapshot()
+            assert not done().any()
+            assert rmp.changes > before
+            assert any(rmp.dram.written)
+        before = rmp.changes
+        assert rmpupdate(rmp, numbers(9), numbers(9), LARGE).any()
+        assert rmpupdate(rmp, numbers(9), numbers(9), NewState(False, 5)).any()
+        assert psmash(rmp, numbers(512)).any()
+        assert rmp.changes == before
 
 
-def guest_pages(mapping: bool, *pages: int) -> Rmp:
+PRINTED = {
+    "HV": (HYPERVISOR, 0, 0x0),
+    "Firmware": (NewState(True, immutable=True), 0, 0x5),
+    "Guest-Invalid": (NewState(True, 1), 0x1, 0x0008000000001001),
+    "2 MB": (NewState(True, 3, large=True), 0x49800, 0x0018000049800003),
+    "Pre-Guest": (NewState(True, 5, immutable=True), 0xFFFFFFFFF, 0x0028FFFFFFFFF005),
+}
+"""First quadwords as RMPUPDATE writes them; the firmware adds lock, vmsa and validated to some."""
+
+
+@both
+@pytest.mark.parametrize("name", PRINTED)
+def test_printed_words(mapping: bool, name: str) -> None:
+    new, gfn, word = PRINTED[name]
     rmp = table(mapping)
-    assert not rmpupdate(rmp, numbers(*pages), numbers(*pages), GUEST).any()
-    return rmp
+    assert rmpupdate(rmp, numbers(512), numbers(gfn), new).tolist() == [0]
+    assert raw(rmp, 512) == word
+    assert rmpupdate(rmp, numbers(517, 520, 1023), numbers(0, 1, 2), GUEST).any() == new.large
+    if name == "HV":
+        assert raw(rmp, 512) == 0x18  # three of its region are assigned
+
+
+HYPERVISOR_PAGE, GUEST_INVALID, GUEST_VALID = 0, 0x0028000000001001, 0x4028000000001001
+TRANSITIONS = {
+    "Hypervisor to Guest-Invalid": (HYPERVISOR_PAGE, NewState(True, 5), GUEST_INVALID),
+    "Guest-Invalid to Hypervisor": (GUEST_INVALID, HYPERVISOR, HYPERVISOR_PAGE),
+    "Guest-Valid to Hypervisor": (GUEST_VALID, HYPERVISOR, HYPERVISOR_PAGE),
+    "Hypervisor to Pre-Guest": (HYPERVISOR_PAGE, NewState(True, 5, immutable=True), GUEST_INVALID | 4),
+    "Hypervisor to Firmware": (HYPERVISOR_PAGE, NewState(True, immutable=True), 0x1005),
+    "Guest-Valid to Pre-Swap": (GUEST_VALID, NewState(True, 5, immutable=True), GUEST_VALID | 4),
+    "Guest-Invalid to Pre-Guest": (GUEST_INVALID, NewState(True, 5, immutable=True), GUEST_INVALID | 4),
+    "Reclaim to Hypervisor": (1, HYPERVISOR, HYPERVISOR_PAGE),
+}
 
 
 @both
-def test_validation_and_its_alarm(mapping: bool) -> None:
-    rmp = guest_pages(mapping, 1, 2, 3)
-    one_and_two, all_three = numbers(1, 2), numbers(1, 2, 3)
-    first = pvalidate(rmp, one_and_two, one_and_two, 5, True)
-    assert (first.codes.tolist(), first.unchanged.tolist(), first.fault) == ([0, 0], [False, False], None)
-    second = pvalidate(rmp, all_three, all_three, 5, True)
-    assert second.unchanged.tolist() == [True, True, False]
-    assert [raw(rmp, page) >> 62 & 1 for page in (1, 2, 3)] == [1, 1, 1]
-    undone = pvalidate(rmp, all_three, all_three, 5, False)
-    assert undone.unchanged.tolist() == [False] * 3
-    assert not [page for page in (1, 2, 3) if raw(rmp, page) >> 62 & 1]
-
-
-@both
-def test_a_page_named_twice_is_validated_once(mapping: bool) -> None:
-    rmp = guest_pages(mapping, 1, 2)
-    pages = numbers(2, 1, 2, 2)
-    assert pvalidate(rmp, pages, pages, 5, True).unchanged.tolist() == [False, False, True, True]
-
-
-@both
-@pytest.mark.parametrize(
-    ("page", "gfn", "fault"),
-    [
-        (ENTRIES, ENTRIES, Access.NOT_COVERED),
-        (9, 9, Access.NOT_GUEST_OWNED),
-        (3, 4, Access.REVERSE_MAP),
-        (6, 6, Access.IMMUTABLE),
-        (513, 513, Access.PAGE_SIZE),
-    ],
-)
-def test_a_fault_in_the_middle_leaves_the_rest_untouched(mapping: bool, page: int, gfn: int, fault: Access) -> None:
-    rmp = guest_pages(mapping, 1, 2, 3, 4)
-    rmpupdate(rmp, numbers(6), numbers(6), NewState(assigned=True, asid=5, immutable=True))
-    rmpupdate(rmp, numbers(512), numbers(512), LARGE)
-    done = pvalidate(rmp, numbers(1, 2, page, 4), numbers(1, 2, gfn, 4), 5, True)
-    assert (done.codes.tolist(), done.fault) == ([0, 0], fault)
-    assert [raw(rmp, p) >> 62 & 1 for p in (1, 2, 3, 4, 6, 512)] == [1, 1, 0, 0, 0, 0]
-
-
-@both
-def test_sizes_that_differ(mapping: bool) -> None:
-    rmp = guest_pages(mapping, 0, 1)
-    rmpupdate(rmp, numbers(512), numbers(512), LARGE)
-    done = pvalidate(rmp, numbers(0, 512), numbers(0, 512), 5, True, large=True)
-    assert (done.codes.tolist(), done.unchanged.tolist()) == ([RmpCode.FAIL_SIZEMISMATCH, 0], [False, False])
-    assert (raw(rmp, 0) >> 62 & 1, raw(rmp, 512) >> 62 & 1, raw(rmp, 513)) == (0, 1, 1)
-
-
-@both
-def test_a_2mb_page_at_an_odd_place_is_validated_in_its_own_entry(mapping: bool) -> None:
-    """The host may assign a 2 MB page of guest page 509 and map guest page 512 to its fourth page."""
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_transitions(mapping: bool, name: str) -> None:
+    before, new, after = TRANSITIONS[name]
     rmp = table(mapping)
-    rmpupdate(rmp, numbers(512), numbers(509), LARGE)
-    done = pvalidate(rmp, numbers(515, 512), numbers(512, 509), 5, True, large=True)
-    assert (done.codes.tolist(), done.unchanged.tolist(), done.fault) == ([0, 0], [False, True], None)
-    assert (raw(rmp, 512) >> 62 & 1, raw(rmp, 515)) == (1, 1)
+    set_raw(rmp, 512, before)
+    rmp.count(5, int(bool(before >> 51)))
+    assert rmpupdate(rmp, numbers(512), numbers(1), new).tolist() == [0]
+    assert raw(rmp, 512) == after
+    assert rmp.counters(5) == bool(after >> 51)
+
+
+# PSMASH
+
+
+@both
+def test_psmash_copies_everything_but_size_and_guest_page(mapping: bool) -> None:
+    rmp = table(mapping)
+    rmpupdate(rmp, numbers(512), numbers(0x49800), NewState(True, 3, large=True))
+    set_raw(rmp, 512, raw(rmp, 512) | 1 << 62 | 1 << 61, 0x0102030F)
+    assert psmash(rmp, range(512, 1536, 512)).tolist() == [0, RmpCode.FAIL_BADADDR]
+    entries = rmp.load(range(512, 1024)).tolist()
+    assert entries[0] == [0x6018000049800001 | 511 << 3, 0x0102030F]
+    assert entries[1:] == [[0x6018000049800001 + (i << 12), 0x0102030F] for i in range(1, 512)]
+    assert rmp.counters(3) == 512
+    assert psmash(rmp, numbers(512)).tolist() == [RmpCode.FAIL_BADADDR]
+    assert rmpupdate(rmp, range(512, 1024), range(512), HYPERVISOR).tolist() == [0] * 512
+    assert not rmp.load(range(512, 1024)).any()
+
+
+@both
+def test_psmash_order_of_the_checks(mapping: bool) -> None:
+    rmp = table(mapping)
+    rmpupdate(rmp, numbers(512, 1024), numbers(0, 0), LARGE)
+    rmpupdate(rmp, numbers(1024), numbers(0), NewState(True, 5, immutable=True, large=True))
+    before = rmp.load(range(ENTRIES)).copy()
+    pages = numbers(513, ENTRIES + 1, ENTRIES, 0, 1024)
+    assert psmash(rmp, pages).tolist() == [1, 1, 1, 7, 2]
+    assert psmash(rmp, pages, {3, 1535, ENTRIES}).tolist() == [1, 1, 1, 3, 3]
+    assert psmash(rmp, numbers(512), {1023}).tolist() == [3]
+    assert (rmp.load(range(ENTRIES)) == before).all()
+    assert psmash(rmp, numbers(512, 512)).tolist() == [0, 7]
+    with pytest.raises(TypeError, match="pages = float64"):
+        psmash(rmp, np.array([512.0]))
+
+
+# RMPREAD
+
+
+@both
+def test_rmpread_tells_what_rmpupdate_was_told(mapping: bool) -> None:
+    rmp = table(mapping)
+    rmpupdate(rmp, numbers(512), numbers(0x49800), NewState(True, 3, large=True))
+    rmpupdate(rmp, numbers(1025), numbers(0x77), NewState(True, 509, immutable=True))
+    codes, found = rmpread(rmp, numbers(512, 513, 1024, 1025, 0, ENTRIES))
+    assert codes.tolist() == [0, 0, 0, 0, 0, 1]
+    assert [RMPUPDATE_STATE.unpack(row.tobytes()) for row in found] == [
+        RMPUPDATE_STATE.record(gpa=0x49800000, assigned=1, page_size=1, asid=3),
+        RMPUPDATE_STATE.record(assigned=1),  # its own entry
+        RMPUPDATE_STATE.record(region_status=1),
+        RMPUPDATE_STATE.record(gpa=0x77000, assigned=1, immutable=1, asid=509),
+        RMPUPDATE_STATE.record(),
+        RMPUPDATE_STATE.record(),
+    ]
+    assert found[3].tobytes().hex() == "007007000000000001000100fd010000"

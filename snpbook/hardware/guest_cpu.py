@@ -1,0 +1,204 @@
+"""What a guest program holds of the machine: its CPU, whose instructions it awaits.
+
+Operands are checked here; what an instruction then does is the core's business, and when it is done the executor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from snpbook.hardware import guest_instructions
+from snpbook.hardware.dram import whole
+from snpbook.hardware.exits import GuestException
+from snpbook.hardware.operations import Execute, Load, Look, Operation, Read, Write
+from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
+from snpbook.spec.cpuid import Registers
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
+from snpbook.spec.vmsa import LOADABLE_REGISTERS, VMSA
+
+_LOW, _BYTE = (1 << 32) - 1, (1 << 8) - 1
+VECTORS = 256
+
+
+class ProgramFailure(Exception):
+    """A guest program that gave up: the program has ended, the vCPU is halted, and this is its outcome."""
+
+
+Program = Callable[["GuestCpu"], Coroutine[Operation, Any, Any]]
+Handler = Callable[["GuestCpu", GuestException], Coroutine[Operation, Any, bool]]
+
+
+class GuestCpu:
+    """What a guest program can do. Addresses are guest virtual, which are physical before paging.
+
+    Operands that no instruction could have are refused with `ValueError` or `TypeError` where they are given; what
+    the machine refuses comes as a `GuestException` out of the `await`, or goes to a handler. #VC is raised for what
+    the hypervisor has intercepted.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Handler] = {}
+
+    def read(self, address: int, size: int) -> Operation:
+        """Bytes at a virtual address."""
+        return Read(*_range(address, size))
+
+    def write(self, address: int, data: bytes) -> Operation:
+        """Store bytes at a virtual address."""
+        return Write(_range(address, len(data))[0], data)
+
+    def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
+        """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
+        return Pvalidate(*_pages("PVALIDATE", address, count, large), validate)
+
+    def rmpadjust(
+        self, address: int, count: int, *, vmpl: int, permissions: int, vmsa: bool = False, large: bool = False
+    ) -> Operation:
+        """RMPADJUST `count` pages: give `vmpl` the `permissions` (`VmplPermission` bits); return codes, one per page.
+
+        `vmsa` marks the pages as VMSAs, or no longer so, where VMPL0 does it.
+        """
+        run = _pages("RMPADJUST", address, count, large)
+        return Rmpadjust(*run, _byte("vmpl", vmpl), _byte("permissions", permissions), vmsa)
+
+    def rmpquery(self, address: int, count: int, *, vmpl: int) -> Operation:
+        """RMPQUERY `count` pages: (return codes, 2 MB entries, permissions of `vmpl`, VMSA bits), one per page."""
+        return Rmpquery(*_pages("RMPQUERY", address, count, False), _byte("vmpl", vmpl))
+
+    def cpuid(self, leaf: int, subleaf: int = 0) -> Operation:
+        """CPUID: EAX to EDX as `Registers`."""
+        return Execute(guest_instructions.cpuid, {"rax": leaf & _LOW, "rcx": subleaf & _LOW}, result=_four_registers)
+
+    def rdmsr(self, msr: int) -> Operation:
+        return Execute(guest_instructions.rdmsr, {"rcx": _word("msr", msr)}, result=_edx_eax)
+
+    def wrmsr(self, msr: int, value: int) -> Operation:
+        value = _word("value", value)
+        return Execute(guest_instructions.wrmsr, {"rcx": _word("msr", msr), "rax": value & _LOW, "rdx": value >> 32})
+
+    def port_in(self, port: int, size: int = 1) -> Operation:
+        """IN of 1, 2 or 4 bytes."""
+        return Execute(guest_instructions.port_in, {"rdx": _port(port, size)}, (size,), _RAX_OF_SIZE[size])
+
+    def port_out(self, port: int, value: int, size: int = 1) -> Operation:
+        """OUT of 1, 2 or 4 bytes."""
+        operands = {"rdx": _port(port, size), "rax": _word("value", value)}
+        return Execute(guest_instructions.port_out, operands, (size,))
+
+    def rdtsc(self) -> Operation:
+        """The time-stamp counter."""
+        return Execute(guest_instructions.rdtsc, result=_edx_eax)
+
+    def read_dr7(self) -> Operation:
+        return Execute(guest_instructions.read_dr7, result=_rax)
+
+    def load(self, **registers: int) -> Operation:
+        """Set registers by their VMSA names, such as cr3 or efer: those of `LOADABLE_REGISTERS`."""
+        for name, value in registers.items():
+            if name not in LOADABLE_REGISTERS:
+                raise ValueError(f"{name}: not a register that software loads by its own instructions")
+            _word(name, value)
+        return Load(registers)
+
+    def look(self, *names: str) -> Operation:
+        """Registers by their VMSA names, as a tuple of values."""
+        for name in names:
+            if name not in VMSA.fields:
+                raise ValueError(f"{name}: no register of a VMSA")
+        return Look(names)
+
+    def vmgexit(self) -> Operation:
+        """Leave to the hypervisor with a request in the GHCB or in its MSR; without SEV-ES it is VMMCALL."""
+        return Execute(guest_instructions.vmgexit)
+
+    def vmmcall(self) -> Operation:
+        return Execute(guest_instructions.vmmcall)
+
+    def hlt(self) -> Operation:
+        return Execute(guest_instructions.hlt)
+
+    def pause(self) -> Operation:
+        return Execute(guest_instructions.pause)
+
+    def wbinvd(self) -> Operation:
+        return Execute(guest_instructions.wbinvd)
+
+    def monitor(self, address: int) -> Operation:
+        return Execute(guest_instructions.monitor, {"rax": _word("address", address)})
+
+    def mwait(self) -> Operation:
+        return Execute(guest_instructions.mwait)
+
+    def set_handler(self, vector: int, handler: Handler | None) -> None:
+        """Install the handler of an exception vector, or None to have the exception raised out of the await again.
+
+        It runs on top of what was interrupted. Where it returns True it has done the instruction, with the results
+        in the registers; else the operation goes on with the same instruction. After an injected event the
+        operation goes on in either case.
+        """
+        if not 0 <= whole("vector", vector) < VECTORS:
+            raise ValueError(f"vector = {vector}: 0 to {VECTORS - 1}")
+        self.handlers.pop(vector, None)
+        if handler is not None:
+            self.handlers[vector] = handler
+
+
+def _four_registers(registers: Mapping[str, int]) -> Registers:
+    return Registers(*(registers[name] & _LOW for name in ("rax", "rbx", "rcx", "rdx")))
+
+
+def _edx_eax(registers: Mapping[str, int]) -> int:
+    return (registers["rdx"] & _LOW) << 32 | registers["rax"] & _LOW
+
+
+def _rax(registers: Mapping[str, int]) -> int:
+    return registers["rax"]
+
+
+def _al(registers: Mapping[str, int]) -> int:
+    return registers["rax"] % (1 << 8)
+
+
+def _ax(registers: Mapping[str, int]) -> int:
+    return registers["rax"] % (1 << 16)
+
+
+def _eax(registers: Mapping[str, int]) -> int:
+    return registers["rax"] & _LOW
+
+
+_RAX_OF_SIZE = {1: _al, 2: _ax, 4: _eax}
+
+
+def _port(port: int, size: int) -> int:
+    if not 0 <= whole("port", port) <= (1 << 16) - size or size not in _RAX_OF_SIZE:
+        raise ValueError(f"port = {port:#x}, size = {size}: 16 bits, and 1, 2 or 4 bytes")
+    return port
+
+
+def _word(name: str, value: int) -> int:
+    if not 0 <= whole(name, value) < 2**64:
+        raise ValueError(f"{name} = {value:#x}: a register holds 64 bits")
+    return value
+
+
+def _byte(name: str, value: int) -> int:
+    if not 0 <= whole(name, value) <= _BYTE:
+        raise ValueError(f"{name} = {value:#x}: the operand holds 8 bits")
+    return value
+
+
+def _pages(name: str, address: int, count: int, large: bool) -> tuple[int, int, bool]:
+    """The operands of an RMP instruction on a run of pages."""
+    address, _ = _range(address, whole("count", count) * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
+    if address % PAGE_SIZE:
+        raise ValueError(f"address = {address:#x}: {name} takes a page, a multiple of {PAGE_SIZE:#x}")
+    return address, count, large
+
+
+def _range(address: int, size: int) -> tuple[int, int]:
+    address, size = whole("address", address), whole("size", size)
+    if address < 0 or size < 0 or address + size > 2**64:
+        raise ValueError(f"address = {address:#x}, size = {size:#x}: outside the 64-bit address space")
+    return address, size

@@ -1,0 +1,96 @@
+"""The life of a page as a picture: its states, and who moves it from one to another.
+
+Arrows and words come from the table in `spec.transitions`; this file only knows where each state is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import hypot
+
+from snpbook.spec.pages import PageState
+from snpbook.spec.transitions import PAGE_TRANSITIONS, Mover, Transition
+from snpbook.views.palette import GROUND, LIGHT, PAGES
+from snpbook.views.static import Static
+from snpbook.views.svg import document, element, image, words
+from snpbook.views.tables import Markup, table
+
+_PLACES = {
+    PageState.HYPERVISOR: (76, 150), PageState.GUEST_INVALID: (350, 80), PageState.GUEST_VALID: (640, 80),
+    PageState.PRE_GUEST: (350, 220), PageState.PRE_SWAP: (640, 220), PageState.RECLAIM: (76, 320),
+    PageState.FIRMWARE: (350, 320), PageState.CONTEXT: (640, 320),
+}  # fmt: skip
+_WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 372
+_APART, _TOP = 15, 22
+_DASHES = {Mover.HOST: "none", Mover.GUEST: "7 3", Mover.FIRMWARE: "2 3"}
+_LINE = {"stroke": LIGHT.text, "stroke_width": 1.4, "fill": "none"}
+_HALO = {"stroke": LIGHT.surface, "stroke_width": 4, "paint_order": "stroke", "text_anchor": "middle"}
+
+
+def page_life() -> Static:
+    """The picture, and every transition as a row."""
+    rows = [
+        (PAGES[one.source].label, PAGES[one.target].label, one.mover.value, one.by, one.note)
+        for one in PAGE_TRANSITIONS
+    ]
+    listing = table("The life of a page", ["from", "to", "moved by", "with", "given"], rows, mono=["with"])
+    alt = f"The states of a page, and {len(rows)} arrows between them: the table below lists them."
+    html = f"<details><summary>{len(rows)} transitions as a table</summary>{listing.html}</details>"
+    return Static(listing.text, Markup(image(_picture(PAGE_TRANSITIONS), alt), alt) + html)
+
+
+def _picture(transitions: Sequence[Transition]) -> str:
+    head = element("path", d="M0 0L9 4L0 8z", fill=LIGHT.text)
+    arrow = element("marker", head, id="a", markerWidth=9, markerHeight=8, refX=8, refY=4, orient="auto",
+                    markerUnits="userSpaceOnUse")  # fmt: skip
+    drawn = [shape for one in transitions for shape in _arrow(one, transitions)]
+    lines, labels = drawn[::2], drawn[1::2]
+    nodes = [_node(state, x, y) for state, (x, y) in _PLACES.items()]
+    legend = [
+        element("path", d=f"M{8 + 120 * at} 362h34", stroke_dasharray=dash, **_LINE)
+        + words(mover.value, 48 + 120 * at, 366, font_size=11)
+        for at, (mover, dash) in enumerate(_DASHES.items())
+    ]
+    return document(_WIDTH, _HEIGHT, element("defs", arrow), *lines, *nodes, *labels, *legend)
+
+
+def _node(state: PageState, x: int, y: int) -> str:
+    look = PAGES[state]
+    box = element("rect", x=x - _WIDE / 2, y=y - _HIGH / 2, width=_WIDE, height=_HIGH, rx=6, fill=LIGHT.surface,
+                  stroke=LIGHT.line if state is GROUND else look.light, stroke_width=2.5)  # fmt: skip
+    chip = element("rect", x=x - _WIDE / 2 + 5, y=y - 10, width=20, height=20, rx=4, fill=look.light)
+    letter = words(look.letter, x - _WIDE / 2 + 15, y + 4, fill=look.ink(LIGHT), font_weight=600, text_anchor="middle")
+    return box + chip + letter + words(look.label, x + 12, y + 4, text_anchor="middle")
+
+
+def _arrow(one: Transition, all_: Sequence[Transition]) -> tuple[str, str]:
+    """A line with its arrow head, and its label: the lines between two states lie side by side."""
+    (x0, y0), (x1, y1) = _PLACES[one.source], _PLACES[one.target]
+    label, dash = one.by.removeprefix("SNP_"), _DASHES[one.mover]
+    if {one.source, one.target} == {PageState.GUEST_VALID, PageState.HYPERVISOR}:  # over the top, past Guest-Invalid
+        path = f"M{x0} {y0 - _HIGH / 2:g}V{_TOP}H{x1}V{y1 - _HIGH / 2:g}"
+        at = (x0 + x1) / 2, _TOP + 4.0
+    else:
+        both = {one.source, one.target}
+        same = [other for other in all_ if {other.source, other.target} == both]
+        shift = (same.index(one) - (len(same) - 1) / 2) * _APART
+        length = hypot(x1 - x0, y1 - y0)
+        ux, uy = (x1 - x0) / length, (y1 - y0) / length
+        sign = 1 if (x1, y1) > (x0, y0) else -1
+        dx, dy = -uy * shift * sign, ux * shift * sign
+        start, stop = _edge(x0, y0, ux, uy, dx, dy), _edge(x1, y1, -ux, -uy, dx, dy)
+        path = f"M{start[0]:.6g} {start[1]:.6g}L{stop[0]:.6g} {stop[1]:.6g}"
+        part = 0.5 if y0 == y1 else (same.index(one) + 1) / (len(same) + 1)
+        part = part if sign > 0 else 1 - part
+        at = start[0] + part * (stop[0] - start[0]), start[1] + part * (stop[1] - start[1]) + 4
+    line = element("path", d=path, stroke_dasharray=dash, marker_end="url(#a)", **_LINE)
+    return line, words(label, at[0], at[1], font_size=10, fill=LIGHT.text, **_HALO)
+
+
+def _edge(x: int, y: int, ux: float, uy: float, dx: float, dy: float) -> tuple[float, float]:
+    """Where a line from the middle of a box, moved by (dx, dy), leaves the box in the direction (ux, uy)."""
+    wide, high = _WIDE / 2 + 1.5, _HIGH / 2 + 1.5
+    reach = [(wide - dx * (1 if ux > 0 else -1)) / abs(ux)] if abs(ux) > 1e-6 else []
+    reach += [(high - dy * (1 if uy > 0 else -1)) / abs(uy)] if abs(uy) > 1e-6 else []
+    far = min(reach)
+    return x + dx + ux * far, y + dy + uy * far

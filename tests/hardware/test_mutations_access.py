@@ -1,0 +1,154 @@
+"""No rule of an access can be left out unseen: with any one deleted, the walks, the checks or the TLB go wrong.
+
+Deleted are single statements (a fault noted, bits set, a flush), single sides of an `|` (an error bit, a right) and
+single conditions of an `and` or `or`.
+"""
+
+import ast
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from snpbook.hardware import checks, core, machine, paging, ports, tlb, vmrun, walker
+from tests.hardware import guests, test_access_table, test_core, test_tlb, test_walks
+from tests.sampling import sampled
+
+
+class _Delete(ast.NodeTransformer):
+    """Deletes the n-th rule of a module: numbers count through all of it."""
+
+    def __init__(self, number: int) -> None:
+        self.left, self.deleted = number, ""
+
+    def _hit(self, node: ast.AST) -> bool:
+        self.left -= 1
+        if self.left == -1:
+            self.deleted = ast.unparse(node)
+        return self.left == -1
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        if isinstance(node.value, ast.Call) and self._hit(node):
+            return ast.Pass()
+        return self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
+        return ast.Pass() if self._hit(node) else self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        kept = not isinstance(node.targets[0], ast.Subscript) or isinstance(node.targets[0].slice, ast.Constant)
+        return self.generic_visit(node) if kept or not self._hit(node) else ast.Pass()
+
+    def visit_BinOp(self, node: ast.BinOp) -> Any:
+        if isinstance(node.op, ast.BitOr):
+            for side, other in ((node.left, node.right), (node.right, node.left)):
+                if self._hit(side):
+                    self.deleted = f"{ast.unparse(side)} of {ast.unparse(node)}"
+                    return other
+        return self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        for index, value in enumerate(node.values):
+            if self._hit(value):
+                self.deleted = f"{ast.unparse(value)} of {ast.unparse(node)}"
+                rest = node.values[:index] + node.values[index + 1 :]
+                return ast.BoolOp(node.op, rest) if len(rest) > 1 else rest[0]
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        if node.value is not None:
+            node.value = self.visit(node.value)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+
+def mutants(module: ModuleType) -> Iterator[tuple[str, ModuleType]]:
+    """The module without its first rule, without its second, and so on, each with the text of what is gone."""
+    for number in itertools.count():
+        deletion = _Delete(number)
+        tree = ast.fix_missing_locations(deletion.visit(ast.parse(Path(str(module.__file__)).read_text())))
+        if not deletion.deleted:
+            return
+        result = ModuleType(module.__name__)
+        exec(compile(tree, str(module.__file__), "exec"), result.__dict__)
+        result.__dict__.update({"Access": checks.Access, "AccessKind": checks.AccessKind})
+        yield deletion.deleted, result
+
+
+USERS: dict[ModuleType, list[tuple[Any, str]]] = {
+    walker: [(core, "PageWalker")],
+    paging: [(walker, "walk"), (walker, "nested_walk"), (walker, "set_bits"), (walker, "address_mask")],
+    tlb: [(machine, "Tlb"), (test_tlb, "Tlb")],
+    core: [(guests, "GuestCore"), (vmrun, "GuestCore")],
+    checks: [(walker, "check_guest"), (walker, "check_write"), (paging, "check_write"), (ports, "refused_write")],
+}
+"""Who uses what of a module."""
+
+UNSEEN = {
+    "Npf of Npf | GuestException": "a type",
+    "GuestException of Npf | GuestException": "a type",
+}
+"""Deletions that change no result, and why."""
+
+MUTANTS = [(user, *found) for user in USERS for found in mutants(user) if found[0] not in UNSEEN]
+
+
+def test_the_originals_pass() -> None:
+    assert len(MUTANTS) > 150
+    prove()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "mutant"),
+    [
+        pytest.param(module, name, mutant, id=f"{module.__name__.rpartition('.')[2]}: {name}")
+        for module, name, mutant in sampled(MUTANTS, 12)
+    ],
+)
+def test_no_rule_can_be_deleted(
+    module: ModuleType, name: str, mutant: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user, attribute in USERS[module]:
+        monkeypatch.setattr(user, attribute, getattr(mutant, attribute))
+    assert noticed(), name
+
+
+def noticed() -> bool:
+    try:
+        prove()
+    except Exception:
+        return True
+    return False
+
+
+def prove() -> None:
+    """A sample of what the tests of walks, checks and the TLB show, the quickest first."""
+    for seed in range(4):
+        run_guest(seed)
+    for proof in (*vars(test_tlb).values(), *vars(test_core).values()):
+        if callable(proof) and getattr(proof, "__name__", "").startswith("test_") and not hasattr(proof, "pytestmark"):
+            if not hasattr(proof, "hypothesis"):
+                proof()
+    for name in test_tlb.FLUSHES:
+        test_tlb.test_a_stale_translation_until(name)
+    for name in test_tlb.KEEPS:
+        test_tlb.test_what_does_not_flush(name)
+    for seed in range(20):
+        test_tlb.random_operations(random.Random(seed))
+    for actor in test_access_table.ACTORS:
+        test_access_table.compare(test_access_table.Stage(actor), 40)
+    for seed in range(4, 80):
+        run_guest(seed)
+
+
+def run_guest(seed: int) -> None:
+    guest = test_walks.RandomGuest(random.Random(seed), odd=(1, 0.3)[seed % 2])
+    for _ in range(10):
+        test_walks.compare(guest)
