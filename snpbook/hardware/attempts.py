@@ -110,7 +110,8 @@ def party(order: Order) -> str:
 def attempt(bench: Workbench, order: Order) -> Attempt:
     """Carry out the order; raises what the host's instruction raises where the product does not have it."""
     machine, rmp = bench.machine, bench.machine.rmp
-    seen = [Page.of(rmp, page, page in machine.in_use) for page in order.steps]
+    step = order.steps.step
+    seen = [Page.of(rmp, page, any(used // step == page // step for used in machine.in_use)) for page in order.steps]
     before = rmp.peek(order.steps).copy()
     outcomes = list(_by_host(bench, order, seen) if order.by_host else _by_guest(bench, order, seen))
     after = rmp.peek(order.steps)
@@ -148,7 +149,7 @@ def _by_guest(bench: Workbench, order: Order, seen: Sequence[Page]) -> Iterator[
     for gfn, page in zip(order.gfns, order.steps, strict=True):
         guest.map(gfn, range(page, page + 1), large=order.large and not (gfn | page) % PAGES_PER_LARGE)
     address, count = order.gfn << PAGE_SHIFT, len(seen)
-    given = Operands(None, order.vmpl, order.target, order.rights, order.large, bench.machine.product.vmpls)
+    given = Operands(None, order.gfn, order.vmpl, order.target, order.rights, order.large, bench.machine.product.vmpls)
     if order.instruction == "PVALIDATE":
         validations, fault = validate_pages(core, address, count, order.validate, order.large)
         codes = [done.codes for done in validations]

@@ -24,9 +24,10 @@ CYCLES_PER_OPERATION = 1000
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """In the list of results: here an exception or event was taken by a handler."""
+    """In the list of results: here a handler took an exception, or an injected event."""
 
     exception: GuestException
+    event: bool = False
 
 
 @dataclass(slots=True)
@@ -34,8 +35,7 @@ class _Frame:
     """A program, or a handler on top of one: what it awaits, or what it is handed next."""
 
     coroutine: Generator[Operation, Any, Any]
-    taken: GuestException | None = None
-    event: bool = False
+    taken: Taken | None = None
     pending: Operation | None = None
     answer: Any = None
 
@@ -79,26 +79,25 @@ class CoroutineExecutor:
         for result in results:
             self._await()
             if isinstance(result, Taken):
-                self._take(result.exception)
+                self._take(result)
             else:
                 self._answer(result)
 
     def snapshot(self) -> tuple[Any, ...]:
         """Program, results, and how far each operation is that has stopped in the middle: what `restore` takes."""
         pending = tuple(deepcopy(frame.pending) for frame in self._frames)
-        events = tuple(frame.event for frame in self._frames)
-        return self._program, tuple(self.results), pending, events, self.outcome
+        return self._program, tuple(self.results), pending, self.outcome
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Stand where the executor of a snapshot stood, with a coroutine of its own."""
-        program, results, pending, events, outcome = state
+        program, results, pending, outcome = state
         self._frames = []
         if pending:
             self.start(program, results)
             if pending[-1] is not None:
                 self._await()
-            for frame, operation, event in zip(self._frames, pending, events, strict=True):
-                frame.pending, frame.event = deepcopy(operation), event
+            for frame, operation in zip(self._frames, pending, strict=True):
+                frame.pending = deepcopy(operation)
         self._program, self.results, self.outcome = program, list(results), outcome
 
     def run(self, core: GuestCore) -> Exit:
@@ -121,7 +120,7 @@ class CoroutineExecutor:
         event, core.event = core.event, None
         if event is None:
             return None
-        return self._await(core) or (self._except(event, event=True) if self._frames else None)
+        return self._await(core) or (self._except(Taken(event, event=True)) if self._frames else None)
 
     def _run(self, core: GuestCore) -> Exit:
         while True:
@@ -137,7 +136,7 @@ class CoroutineExecutor:
             if isinstance(stop, GuestException):
                 stop = intercept_exception(core, stop)
             if isinstance(stop, GuestException):
-                stop = self._except(stop)
+                stop = self._except(Taken(stop))
             elif stop is None:
                 self._answer(operation.value)
             elif is_behind(core, stop):
@@ -147,21 +146,22 @@ class CoroutineExecutor:
             if stop is not None:
                 return stop
 
-    def _except(self, exception: GuestException, *, event: bool = False) -> Shutdown | None:
+    def _except(self, taken: Taken) -> Shutdown | None:
         """Hand an exception to its handler, or raise it out of the await."""
+        exception = taken.exception
         if exception.vector not in self._cpu.handlers:
             self._answer(exception)
             return None
-        if any(frame.taken and frame.taken.vector == exception.vector for frame in self._frames):
+        if any(frame.taken and frame.taken.exception.vector == exception.vector for frame in self._frames):
             self._frames = []
             return Shutdown(f"double fault: {exception} while its handler runs")
-        self._take(exception, event)
+        self._take(taken)
         return None
 
-    def _take(self, exception: GuestException, event: bool = False) -> None:
-        handler = self._cpu.handlers[exception.vector]
-        self._frames.append(_Frame(_begin(handler, self._cpu, exception), exception, event))
-        self.results.append(Taken(exception))
+    def _take(self, taken: Taken) -> None:
+        handler = self._cpu.handlers[taken.exception.vector]
+        self._frames.append(_Frame(_begin(handler, self._cpu, taken.exception), taken))
+        self.results.append(taken)
 
     def _answer(self, result: Any) -> None:
         """The result of what the uppermost frame awaits: the next thing that its coroutine is handed."""
@@ -182,7 +182,7 @@ class CoroutineExecutor:
                 frames.pop()
                 if not frames:
                     self.outcome = end.value
-                elif end.value and not frame.event and core is not None:
+                elif end.value and frame.taken and not frame.taken.event and core is not None:
                     below = frames[-1].pending
                     assert below is not None
                     below.emulated(core)

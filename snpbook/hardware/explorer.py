@@ -201,7 +201,9 @@ def _update(core: GuestCore, visits: Sequence[Visit], fault: object) -> Visit | 
     """The table whose accessed or dirty bit could not be set, where that is what ended the access."""
     if not isinstance(fault, Npf) or not fault.error & FaultError.PAGE_TABLE_WALK:
         return None
-    what = next(visit.what for visit in visits if visit.gfn == fault.gpa >> PAGE_SHIFT)
+    what = next((visit.what for visit in visits if visit.gfn == fault.gpa >> PAGE_SHIFT), None)
+    if what is None:  # the page itself, used as a table
+        return None
     return _visit(core, f"{what}, to set its A and D bits", fault.gpa >> PAGE_SHIFT, AccessKind.UPDATE, core.snp)
 
 

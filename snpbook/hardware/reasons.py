@@ -115,9 +115,10 @@ def _until(checks: Sequence[tuple[Access, str, str, str]], verdict: Access) -> l
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """What an instruction was given: RMPUPDATE the `new` state; a guest's its `vmpl`, `target`, `rights` and size."""
+    """What an instruction was given: RMPUPDATE the `new` state, those of a guest the other fields."""
 
     new: NewState | None = None
+    gfn: int = 0
     vmpl: int = 0
     target: int = 0
     rights: int = 0
@@ -139,6 +140,11 @@ def _is_large(record: Record) -> bool:
 _OFF = (
     RmpCode.FAIL_INPUT, "a 2 MB page begins at a multiple of 2 MB",
     lambda page, given: bool(given.large and page.number % PAGES_PER_LARGE), _aligned,
+)  # fmt: skip
+_OFF_ADDRESS = (
+    RmpCode.FAIL_INPUT, "the address of a 2 MB page is a multiple of 2 MB",
+    lambda page, given: bool(given.large and given.gfn % PAGES_PER_LARGE),
+    lambda page, given: (f"divisible by {PAGES_PER_LARGE << PAGE_SHIFT:#x}", f"{given.gfn << PAGE_SHIFT:#x}"),
 )  # fmt: skip
 _COVERED = (
     RmpCode.FAIL_INPUT, "the page has an entry",
@@ -186,9 +192,9 @@ _RULES: dict[str, Sequence[_Rule]] = {
         _IMMUTABLE,
     ],
     "RMPREAD": [_COVERED],
-    "PVALIDATE": [_OFF, _SIZE],
+    "PVALIDATE": [_OFF_ADDRESS, _SIZE],
     "RMPADJUST": [
-        _OFF,
+        _OFF_ADDRESS,
         (
             RmpCode.FAIL_PERMISSION, "the target is a less privileged VMPL",
             lambda page, given: given.target <= given.vmpl,

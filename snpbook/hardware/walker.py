@@ -209,7 +209,7 @@ class PageWalker:
         user = bool(registers["cpl"] == USER_CPL)
         tells_fetch = bool(registers["efer"] & EFER_NXE or registers["cr4"] & CR4_SMEP)
         fetch = kind is AccessKind.FETCH and tells_fetch
-        return FaultError(0) | FaultError.WRITE * kind.writes | FaultError.USER * user | FaultError.FETCH * fetch
+        return FaultError(FaultError.WRITE * kind.writes | FaultError.USER * user | FaultError.FETCH * fetch)
 
     def _guards_user_pages(self, kind: AccessKind) -> bool:
         """Whether SMEP or SMAP keeps this access from pages of the user."""
@@ -299,14 +299,17 @@ class PageWalker:
             run.update(owners[step.owners[mine]], step.keys[mine], step.addresses[mine], step.missing(write)[mine])
 
     def _check(self, pages: Words, gfns: Words, private: Flags, kind: AccessKind, large: bool) -> NDArray[np.uint8]:
-        """The RMP's checks on pages in nested leaves of one size, by the guest's context (APM2 table 15-39)."""
+        """The RMP's checks on pages in nested leaves of one size, by the guest's context (APM2 table 15-39).
+
+        That updates of tables count as 4 KB writes cannot show: the walk before has asked for all of a 2 MB mapping.
+        """
         core, rmp, results = self._core, self._machine.rmp, np.zeros(len(pages), np.uint8)
         own = private & (self.context is Context.SNP)
         if own.any():
             vmpl, need = core.registers["vmpl"], kind.need(core.registers["cpl"])
             results[own] = check_guest(rmp, pages[own], gfns[own], core.asid, vmpl, need, large=large)
         if (kind.writes or kind.of_tables) and core.physical.snp_enabled and not own.all():
-            results[~own] = check_write(rmp, pages[~own], large=large and kind is not AccessKind.UPDATE)
+            results[~own] = check_write(rmp, pages[~own], large=large)
         return results
 
     def _choose(self, purpose: Kind, guest_c: Flags, host_c: Flags | bool, gfns: Words | None) -> KeyChoice:

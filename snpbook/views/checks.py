@@ -18,7 +18,7 @@ def badge(result: Result) -> Markup:
 def mark(result: Result, text: str) -> Markup:
     """Any word in the look of a verdict."""
     look = VERDICTS[result]
-    words = f"{look.letter} {text}"
+    words = f"{look.letter} {text}".rstrip()
     style = f"background:{look.light};color:#ffffff;border-radius:3px;padding:1px 6px;white-space:nowrap"
     return Markup(f'<span style="{style}">{escape(words)}</span>', words)
 

@@ -57,7 +57,7 @@ def _cell(told: Explanation) -> Markup:
     """The verdict's mark, and beside it, where it may be broken into lines, the check that failed."""
     result, words = (Result.FAILED, told.failed.name) if told.failed else (Result.PASSED, "yes")
     sign = mark(result, "")
-    return Markup(f"{sign} {escape(words)}", f"{sign.words}{words}")
+    return Markup(f"{sign} {escape(words)}", f"{sign.words} {words}")
 
 
 def verdict(told: Explanation) -> Static:

@@ -1,7 +1,7 @@
 // The DIMM microscope in the browser: its fields, and the tables and pictures that Python sends.
 
 function render({ model, el }) {
-  const id = (name) => `${model.cid ?? ""}${name}-${Math.random().toString(36).slice(2)}`, alertId = id("alert");
+  const own = `snpbook-scope-${Math.random().toString(36).slice(2)}`, alertId = `${own}-alert`;
   const fields = {
     machine: make("select", {}, ...Object.entries(model.get("_machines")).map(([value, title]) =>
       make("option", { value }, title))),
@@ -10,13 +10,14 @@ function render({ model, el }) {
     copies: make("input", { size: 4 }), to: make("input", { size: 10 }), corrected: make("input", { type: "checkbox" }),
     replay: make("button", { type: "button" }, "Replay older ciphertext"),
   };
-  for (const field of Object.values(fields))
-    if (field.tagName === "INPUT" && field.type === "text") {
-      field.setAttribute("spellcheck", "false");
-      field.setAttribute("autocomplete", "off");
-    }
-  const label = (words, field) => (field.type === "checkbox" ? make("label", {}, field, ` ${words}`)
-    : make("label", {}, make("span", {}, words), field));
+  for (const [name, field] of Object.entries(fields)) {
+    field.id = `${own}-${name}`;
+    if (field.type === "text") Object.assign(field, { spellcheck: false, autocomplete: "off" });
+  }
+  function label(words, field) {
+    const name = make("label", { for: field.id }, words);
+    return make("span", { class: "field" }, ...(field.type === "checkbox" ? [field, name] : [name, field]));
+  }
   const submit = (words) => make("button", { type: "submit" }, words);
   const write = make("form", { "aria-label": "Write" }, label("Machine", fields.machine),
     label("Plaintext", fields.plain), label("as hex", fields.hex), label("Address", fields.spa),

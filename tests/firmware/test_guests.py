@@ -8,6 +8,7 @@ import pytest
 
 from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.spec.commands import Command
+from snpbook.spec.context import GUEST_CONTEXT
 from snpbook.spec.pages import LaunchPage, PageState
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, PlatformState
@@ -75,12 +76,8 @@ def test_gctx_create_makes_an_encrypted_context() -> None:
     entry = board.cpu.rmp_entry(GCTX >> 12)
     assert (entry.assigned, entry.immutable, entry.lock, entry.vmsa, entry.asid, entry.gfn) == (1, 1, 1, 1, 0, 0)
     context = board.psp.context(GCTX)
-    assert {
-        name for name, value in context if value not in (0, bytes(len(value) if isinstance(value, bytes) else 0))
-    } == {
-        "vek_seed",
-        "launch_tcb",
-    }
+    blank = GUEST_CONTEXT.record()
+    assert {name for name, value in context if value != getattr(blank, name)} == {"vek_seed", "launch_tcb"}
     assert context.launch_tcb == int(board.psp.committed_tcb)
     raw = board.cpu.read(GCTX, PAGE)
     assert context.vek_seed not in raw

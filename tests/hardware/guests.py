@@ -108,7 +108,7 @@ class Bench:
     def read_vmsa(self) -> Any:
         return VMSA.unpack(self.machine.encryption.read(ASID, VMSA_PAGE * PAGE, PAGE))
 
-    def core(self, control: dict[str, Any] | None = None, **registers: int) -> GuestCore:
+    def core(self, control: dict[str, Any] | None = None, /, **registers: int) -> GuestCore:
         """A core that has entered the guest; `control` are fields of its VMCB."""
         self.set_vmsa(**registers)
         if control:

@@ -76,6 +76,65 @@ def test_supervisor_writes_obey_read_only_pages_with_write_protect() -> None:
     assert (fault.vector, fault.error) == (14, 3)
 
 
+def test_users_obey_read_only_pages_without_write_protect() -> None:
+    bench, core = paged(guest=5)
+    bench.give(100, 0xA00)
+    core.registers["cpl"] = 3
+    fault = core.write(0x7000, b"x")
+    assert isinstance(fault, GuestException)
+    assert (fault.vector, fault.error) == (14, 7)
+
+
+def test_no_execute_needs_its_feature() -> None:
+    """Without EFER.NXE the bit is a reserved one."""
+    bench, core = paged(guest=RIGHTS | 1 << 63)
+    bench.give(100, 0xA00)
+    fault = core.read(0x7000, 1)
+    assert isinstance(fault, GuestException)
+    assert (fault.vector, fault.error) == (14, 9)
+    core.load("efer", 0x1D00)
+    assert isinstance(core.read(0x7000, 1), bytes)
+    fault = core.fetch(0x7000, 1)
+    assert isinstance(fault, GuestException)
+    assert (fault.vector, fault.error) == (14, 0x11)
+
+
+def test_virtual_top_of_memory() -> None:
+    """Below it data is private, from there on shared; a C-bit is a reserved bit, but without SNP it is the C-bit."""
+    bench, _ = paged()
+    for index, word in ((8, 100 * PAGE | RIGHTS), (9, 512 * PAGE | RIGHTS)):
+        bench.machine.encryption.write(ASID, 0x903 * PAGE + 8 * index, word.to_bytes(8, "little"))
+    bench.give(100, 0xA00)
+    bench.map(512, 0xB00)
+    core = bench.core(**LONG_MODE, cr3=0, sev_features=3, virtual_tom=0x200000)
+    assert core.write(0x8000, b"private") is None
+    assert core.write(0x9000, b"shared") is None
+    assert (bench.plain(0xA00)[:7], bench.machine.dram.read(0xB00 * PAGE, 6)) == (b"private", b"shared")
+    fault = core.read(0x7000, 1)
+    assert isinstance(fault, GuestException)
+    assert (fault.vector, fault.error, fault.address) == (14, 9, 0x7000)
+
+
+def test_virtual_top_of_memory_is_for_snp_guests() -> None:
+    """To others the bit in SEV_FEATURES means nothing."""
+    bench = Bench()
+    for gfn in range(4):
+        bench.map(gfn, 0x900 + gfn)
+        word = (gfn + 1) * PAGE | RIGHTS if gfn < 3 else 100 * PAGE | RIGHTS | 1 << C_BIT
+        bench.machine.encryption.write(ASID, (0x900 + gfn) * PAGE, word.to_bytes(8, "little"))
+    bench.map(100, 0xA00)
+    core = bench.core(**LONG_MODE, cr3=0, sev_features=2)
+    assert core.translate(np.zeros(1, np.uint64)).private.tolist() == [True]
+
+
+@pytest.mark.parametrize("registers", [{"efer": 0x1000}, {"cr4": 0x1020}])
+def test_other_paging_is_refused_by_name(registers: dict[str, int]) -> None:
+    _, core = paged()
+    core.registers.update(registers)
+    with pytest.raises(ValueError, match="long mode with four levels"):
+        core.read(0x7000, 1)
+
+
 def test_addresses_that_are_not_canonical() -> None:
     _, core = paged()
     fault = core.read(1 << 47, 8)
@@ -116,6 +175,76 @@ def test_private_and_shared_memory(name: str, mapping: bool) -> None:
     assert core.read(0x0FF0, PAGE + 32) == data[: PAGE + 32]
     assert bench.machine.dram.read(0x90A * PAGE, PAGE) == data[16 : PAGE + 16]
     assert bench.plain(0x908)[-16:] + bench.plain(0x90C)[:16] == data[:16] + data[PAGE + 16 : PAGE + 32]
+
+
+@pytest.mark.parametrize(
+    ("control", "features", "c_bit", "host_c", "data", "code"),
+    [
+        ({}, 1, False, False, 0, None),
+        ({}, 1, False, True, 1023, None),
+        ({"sev_es": 1}, 0, False, True, 1023, ASID),
+        ({"sev_es": 1, "vte": 1}, 0, False, False, 0, ASID),
+        ({"sev_es": 0}, 0, False, False, 0, ASID),
+        ({"sev_es": 0}, 0, True, True, ASID, ASID),
+        ({"sev_es": 0, "vte": 1}, 0, False, True, ASID, ASID),
+        ({"sev": 0, "sev_es": 0}, 0, False, False, 0, 0),
+        ({"sev": 0, "sev_es": 0}, 0, False, True, 1023, 1023),
+    ],
+)
+def test_who_decides_encryption(
+    control: dict[str, int], features: int, c_bit: bool, host_c: bool, data: int, code: int | None
+) -> None:
+    """The key of a page of the hypervisor, as data and as code; code of an SNP guest would need a page of its own."""
+    bench = Bench()
+    memory, key = bench.machine.encryption, ASID * control.get("sev", 1)
+    for gfn in range(4):
+        bench.map(gfn, 0x900 + gfn)
+        if features:
+            bench.assign(0x900 + gfn, gfn)
+    for table in range(4):
+        word = (table + 1) * PAGE | RIGHTS if table < 3 else 100 * PAGE | RIGHTS | c_bit << C_BIT
+        memory.write(key, (0x900 + table) * PAGE, word.to_bytes(8, "little"))
+    bench.map(100, 0xA00, RIGHTS | host_c << C_BIT)
+    core = bench.core(control, **LONG_MODE, cr3=0, sev_features=features)
+    assert core.write(0x10, b"sixteen bytes ..") is None
+    assert memory.read(data, 0xA00 * PAGE + 0x10, 16) == b"sixteen bytes .."
+    assert core.read(0x10, 16) == b"sixteen bytes .."
+    fetched = core.fetch(0x10, 16)
+    if code is None:
+        assert isinstance(fetched, Npf)
+        assert fetched.error & (PRIVATE | FaultError.FETCH) == PRIVATE | FaultError.FETCH
+    else:
+        assert fetched == memory.read(code, 0xA00 * PAGE + 0x10, 16)
+
+
+def test_before_snp_is_on_nobody_asks_the_table() -> None:
+    """Neither for the guest's pages and tables nor for the nested tables."""
+    bench = Bench(snp=False)
+    for gfn in range(5):
+        bench.map(gfn, 0x900 + gfn)
+    for table in range(4):
+        word = (table + 1) * PAGE | RIGHTS | 1 << C_BIT
+        bench.machine.encryption.write(ASID, (0x900 + table) * PAGE, word.to_bytes(8, "little"))
+    for page in (*range(0x900, 0x905), *bench.table_pages):
+        bench.assign(page, 0, asid=9)
+    core = bench.core({"sev_es": 0}, **LONG_MODE, cr3=0)
+    assert core.write(0x10, b"x") is None
+
+
+def test_one_access_over_pages_with_all_three_keys() -> None:
+    bench, core = paged()
+    bench.give(100, 0xA00)
+    bench.map(101, 0xA01)
+    bench.map(102, 0xA02, RIGHTS | 1 << C_BIT)
+    for index, private in enumerate((1, 0, 0)):
+        leaf = (100 + index) * PAGE | RIGHTS | private << C_BIT
+        bench.machine.encryption.write(ASID, 0x903 * PAGE + 8 * (16 + index), leaf.to_bytes(8, "little"))
+    data = bytes(range(256)) * 48
+    assert core.write(0x10000, data) is None
+    assert core.read(0x10000, len(data)) == data
+    for key, page in ((ASID, 0), (0, 1), (1023, 2)):
+        stored = bench.machine.encryption.read(key, (0xA00 + page) * PAGE, PAGE)
+        assert stored == data[page * PAGE : (page + 1) * PAGE]
 
 
 def test_a_fault_at_the_last_page_writes_nothing() -> None:

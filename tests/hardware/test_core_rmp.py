@@ -9,6 +9,7 @@ from snpbook.hardware.core import GuestCore
 from snpbook.hardware.core_rmp import WINDOW, adjust_rights, query_rights, validate_pages
 from snpbook.hardware.exits import Npf, Shutdown
 from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.snapshot import Snapshot
 from snpbook.trace import Instruction
 from tests.hardware.guests import ASID, PAGE, Bench
 
@@ -185,6 +186,30 @@ def test_each_fault_in_the_middle_of_a_run_leaves_the_rest() -> None:
         bench.give(missing, FIRST_PAGE + missing)
     bench.run()
     assert bench.executor.outcome == ([0] * 6, [[0] * 6, [False] * 6, [3] * 6, [False] * 6])
+
+
+def test_a_snapshot_in_the_middle_of_a_run() -> None:
+    """Both branches go on behind the pages done, in the same way."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        return (await cpu.rmpadjust(0, 4, vmpl=1, permissions=3)).tolist()
+
+    bench = Bench("genoa")
+    for gfn in (0, 1, 3):
+        bench.give(gfn, FIRST_PAGE + gfn)
+    bench.start(program)
+    assert bench.run() == Npf(2 * PAGE, NOT_MAPPED)
+    taken, ends, traces = Snapshot(machine=bench.machine, executor=bench.executor), [], []
+    for _ in range(2):
+        taken.restore()
+        start = len(bench.log.events)
+        bench.give(2, FIRST_PAGE + 2)
+        bench.run()
+        assert bench.executor.outcome == [0] * 4
+        ends.append(Snapshot(machine=bench.machine, executor=bench.executor))
+        traces.append([repr(event) for event in bench.log.events[start:]])
+    assert ends[0] == ends[1]
+    assert traces[0] == traces[1] != []
 
 
 def test_rights_on_a_page_that_is_not_validated() -> None:

@@ -282,6 +282,29 @@ def test_results_lead_a_fresh_program_through_its_handlers() -> None:
     assert guest.executor.outcome == ((0x99, 0, 0, 0), [0] * 8, [False, True, *[False] * 6], b"first")
 
 
+def test_a_handler_of_an_event_is_led_back_to_its_place() -> None:
+    """What an event's handler returns counts as little in a fresh program as in the old one."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        async def handler(cpu: GuestCpu, exception: GuestException) -> bool:
+            await cpu.vmgexit()
+            return True
+
+        cpu.set_handler(28, handler)
+        return await cpu.read(0, 4)
+
+    guest = bench()
+    guest.set_vmcb(event_injection=1 << 31 | 3 << 8 | 28)
+    guest.start(program)
+    assert guest.run() == Vmgexit()
+    other = CoroutineExecutor()
+    other.start(program, guest.executor.results)
+    guest.executor = other
+    guest.set_vmsa(rax=0x55)
+    assert guest.run() == Hlt()
+    assert guest.executor.outcome == guest.plain(0x900)[:4]
+
+
 def test_an_idle_executor_is_restored_idle() -> None:
     guest = guest_with_holes()
     state = guest.executor.snapshot()

@@ -265,6 +265,31 @@ def test_svme_stays_set_with_sev_es() -> None:
         assert bench.read_registers().efer == efer
 
 
+@pytest.mark.parametrize("register", ["cr0", "cr3", "cr4", "efer"])
+def test_loads_that_drop_translations(register: str) -> None:
+    """The hypervisor moves a page and flushes nothing: the guest sees it once it has loaded the register."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        first = await cpu.read(0x5000, 1)
+        await cpu.pause()
+        second = await cpu.read(0x5000, 1)
+        await cpu.load(rbx=1)
+        third = await cpu.read(0x5000, 1)
+        await cpu.load(**{register: 0x10})
+        return first, second, third, await cpu.read(0x5000, 1)
+
+    bench = AnyBench("es")
+    bench.intercept(0x77)
+    for page in (0x905, 0x906):
+        bench.machine.encryption.write(5, page * PAGE, bytes([page & 0xFF]))
+    bench.map(5, 0x905)
+    bench.start(program)
+    bench.run()
+    bench.map(5, 0x906)
+    assert bench.run() == Hlt()
+    assert bench.executor.outcome == (b"\x05", b"\x05", b"\x05", b"\x06")
+
+
 def test_dr7_has_32_bits() -> None:
     async def program(cpu: GuestCpu) -> Any:
         try:

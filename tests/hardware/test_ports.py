@@ -93,10 +93,44 @@ def test_rmpupdate_is_traced_and_counted() -> None:
     assert bench.cpu.rmp_words(range(0x41, 0x42))[0, 0] == 0x0030000000001001
 
 
-def test_rmpupdate_does_not_exist_before_snp_is_on() -> None:
-    bench = Bench(snp=False)
-    with pytest.raises(InvalidOpcode, match="RMPUPDATE needs SYSCFG"):
-        bench.cpu.rmpupdate(PAGES, range(2), GUEST)
+def test_psmash_and_rmpread_are_traced() -> None:
+    bench = Bench("turin")
+    heads, large = range(0x400, 0x800, 0x200), NewState(assigned=True, asid=6, large=True)
+    assert not bench.cpu.rmpupdate(heads, range(0, 1024, 512), large).any()
+    assert bench.cpu.psmash(heads).tolist() == [0, 0]
+    (event,) = bench.log.of(Instruction, "PSMASH")
+    assert (event.pages, event.actor, event.status.tolist()) == (heads, "host", [0, 0])
+    assert (event.before ^ event.after).tolist() == [[2 | 511 << 3, 0]] * 2
+    codes, state = bench.cpu.rmpread(range(0x401, 0x403))
+    assert (codes.tolist(), state[1].tobytes().hex()) == ([0, 0], "00200000000000000100000006000000")
+    (event,) = bench.log.of(Instruction, "RMPREAD")
+    assert (event.before == event.after).all()
+
+
+def test_pages_in_use_stay_as_they_are() -> None:
+    bench = Bench()
+    large = NewState(assigned=True, asid=6, large=True)
+    assert not bench.cpu.rmpupdate(range(0x400, 0x401), range(1), large).any()
+    bench.machine.in_use = {0x40, 0x4FF}
+    assert bench.cpu.rmpupdate(range(0x40, 0x41), range(1), GUEST).tolist() == [3]
+    assert bench.cpu.rmpupdate(range(0x3F, 0x42), range(3), GUEST).tolist() == [0, 3, 0]
+    assert bench.cpu.rmpupdate(range(0x400, 0x401), range(1), HYPERVISOR).tolist() == [4]
+    assert bench.cpu.psmash(range(0x400, 0x401)).tolist() == [3]
+    bench.machine.in_use.clear()
+    assert bench.cpu.psmash(range(0x400, 0x401)).tolist() == [0]
+
+
+def test_instructions_do_not_exist_before_snp_is_on() -> None:
+    bench = Bench("turin", snp=False)
+    for name, execute in {
+        "RMPUPDATE": lambda: bench.cpu.rmpupdate(PAGES, range(2), GUEST),
+        "PSMASH": lambda: bench.cpu.psmash(PAGES),
+        "RMPREAD": lambda: bench.cpu.rmpread(PAGES),
+    }.items():
+        with pytest.raises(InvalidOpcode, match=f"{name} needs SYSCFG"):
+            execute()
+    with pytest.raises(InvalidOpcode, match=r"RMPREAD needs a processor that has it .*found genoa"):
+        Bench("genoa").cpu.rmpread(PAGES)
 
 
 BAD: list[tuple[Any, type[Exception], str]] = [

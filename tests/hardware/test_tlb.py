@@ -15,7 +15,7 @@ from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.hardware.tlb import ENTRIES, ENTRY, Tlb
 from snpbook.spec.msr import Msr
-from snpbook.spec.vmcb import TlbControl
+from snpbook.spec.vmcb import FaultError, TlbControl
 from tests.hardware.guests import ASID, LONG_MODE, PAGE, RIGHTS, VMSA_PAGE, Bench
 
 GLOBAL, C = 0x100, 1 << 51
@@ -119,6 +119,17 @@ def test_a_guests_own_tables_need_invlpg() -> None:
     fault = core.read(0x7000, 8)
     assert isinstance(fault, GuestException)
     assert (fault.vector, fault.error) == (14, 0)
+
+
+def test_the_places_of_a_guests_tables_are_held_too() -> None:
+    """Another page by the same table, which the hypervisor has taken away without a flush."""
+    bench, core = paged()
+    put(bench, 0x903, 8, 101 * PAGE | RIGHTS | C | 0x20)
+    assert seen(core) == OLD
+    bench.map(3, 0, 0)
+    assert isinstance(core.read(0x8000, 1), bytes)
+    core.flush_tlb()
+    assert core.read(0x8000, 1) == Npf(3 * PAGE, FaultError(0x6_0000_0004))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from snpbook.hardware.encryption import MissingKeyError
 from snpbook.hardware.exits import Exit, GeneralProtection, Hlt, Invalid, Npf, Vmgexit
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.hardware.host_instructions import NewState
+from snpbook.hardware.save_area import seal
 from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.msr import Msr
 from snpbook.spec.vmcb import ExitCode
@@ -72,6 +73,12 @@ def uncover(bench: Bench) -> None:
     base = bench.machine.cores[0].rdmsr(Msr.RMP_BASE)
     bios(bench, RMP_END=base + 0x3FFF + 16 * VMSA_PAGE)
     bench.machine.locate_rmp(bench.machine.cores[0])
+
+
+def set_busy(bench: Bench) -> None:
+    """VINTR_CTRL.BUSY in the VMSA of a SEV-ES guest, as its firmware would have launched it."""
+    bench.machine.encryption.write(ASID, ES_VMSA_PAGE * PAGE + 0x3B8, (1 << 63).to_bytes(8, "little"))
+    seal(bench.machine, ASID, ES_VMSA_PAGE)
 
 
 Spoil = Callable[[Any], Any]
@@ -175,6 +182,7 @@ ROWS: dict[str, tuple[str, int, Spoil, int, str]] = {
     ),
     "host samples ops": ("snp", 1 | PREVENT_IBS, lambda b: bios(b, IBS_OP_CTL=1 << 17), INVALID, "PreventHostIBS"),
     "busy": ("snp", 1, lambda b: b.set_vmsa(vintr_ctrl=1 << 63), BUSY, "BUSY is clear"),
+    "busy, SEV-ES": ("es", 0, set_busy, BUSY, "BUSY is clear"),
     "sibling at work": ("snp", 1 | SMT, lambda b: None, IDLE_REQUIRED, "sibling"),
     "sibling in a guest": (
         "snp",
@@ -275,7 +283,7 @@ PASSING: dict[str, tuple[str, str, int, Spoil]] = {
     "IBS not enabled": ("genoa", "snp", 1 | PREVENT_IBS, lambda b: bios(b, IBS_OP_CTL=1, IBS_FETCH_CTL=1)),
     "features allowed": ("genoa", "snp", 1 | 1 << 5, lambda b: allow(b, 1 | 1 << 5)),
     "sibling idle": ("genoa", "snp", 1 | SMT, lambda b: b.cpu.hlt(1)),
-    "busy where nobody knows the bit": ("naples", "es", 0, lambda b: None),
+    "busy where nobody knows the bit": ("naples", "es", 0, set_busy),
 }
 
 

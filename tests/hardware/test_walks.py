@@ -90,7 +90,8 @@ class RandomGuest:
         protect, no_execute = rng.random() < 0.5, rng.random() < 0.8
         self.c = 1 << C_BIT if sev and vtom is None else 0
         registers = {**LONG_MODE, "cr0": 0x80000011 | protect << 16, "efer": 0x1500 | no_execute << 11, "cr3": self.c}
-        registers |= {"vmpl": vmpl, "cpl": cpl, "sev_features": snp | (vtom is not None) << 1, "virtual_tom": vtom or 0}
+        features = snp | (vtom is not None or not snp) << 1  # without SNP that of vTOM means nothing
+        registers |= {"vmpl": vmpl, "cpl": cpl, "sev_features": features, "virtual_tom": vtom or 0}
         self.core = self.bench.core({"sev": sev, "sev_es": sev_es}, **registers)
         self.key = ASID if sev else 0
         self.cpu = Vcpu(

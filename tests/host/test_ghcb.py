@@ -18,8 +18,8 @@ from snpbook.host.run import FAULT_LIMIT, run
 from snpbook.spec.kvm import KvmExit, MemoryAttribute
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PageState
-from snpbook.system import Guest
 from snpbook.spec.vmcb import ExitCode, intercept_bits
+from snpbook.system import Guest
 from snpbook.trace import Message, VmExit
 from tests.machines import MIB, PAGE, booted, frame_of, launched
 

@@ -48,9 +48,11 @@ def of_handle(state: str = "LUPDATE", held: int = PLAIN_ASID, **fields: object) 
 
 
 def legacy_guest(**values: object) -> Change:
-    """Another state of the guest that the command names."""
+    """Another state of the guest that the command names, if there is one."""
 
     def act(w: World, r: Request) -> None:
+        if HANDLE not in w.handles:
+            return
         for name, value in values.items():
             assert hasattr(w.handles[HANDLE], name), name
             setattr(w.handles[HANDLE], name, value)

@@ -6,6 +6,8 @@ firmware sheet 1.4, 1.5, 9; hardware sheet 2.2 (what SNP_INIT checks).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.reference.firmware_rows import (
     Change,
     Row,
@@ -136,15 +138,15 @@ INIT_EX = Spec(
         *MACHINE_ROWS,
         # Where the list's address is checked is not published (unconfirmed): with the other inputs, at the end.
         HSAVE_ROWS[0],
-        *address_rows("list_paddr", lookup=False, when=lambda w, r: bool(r.list_paddr_en)),
+        *[
+            replace(row, changes=[both(ask(list_paddr_en=1), change) for change in row.changes])
+            for row in address_rows("list_paddr", lookup=False, when=lambda w, r: bool(r.list_paddr_en))
+        ],
         HSAVE_ROWS[1],
     ],
     _initialised, 0x40, INIT_EX_RESERVED,
     buffer={"init_rmp": (0, 1), "list_paddr_en": (1, 1), "list_paddr": (8 * 8, 64)},
 )  # fmt: skip
-for _row in INIT_EX.rows:
-    if _row.name.startswith("list_paddr "):
-        _row.changes[:] = [both(ask(list_paddr_en=1), change) for change in _row.changes]
 
 # SNP_INIT (81) = INIT_RMP=1 without list
 INIT = Spec(0x81, lambda: (uninit(), Request()), [*CHIP_ROWS, *MACHINE_ROWS, *HSAVE_ROWS], _initialised)

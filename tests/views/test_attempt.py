@@ -1,0 +1,136 @@
+"""What instructions answered, entries bit by bit, accesses explained, and the life of a page: both forms agree."""
+
+import re
+
+import pytest
+
+from snpbook.hardware.attempts import Order, attempt
+from snpbook.hardware.checks import AccessKind
+from snpbook.hardware.explorer import explain_device, explain_guest, explain_host
+from snpbook.hardware.host_instructions import NewState
+from snpbook.hardware.workbench import PLAY, Workbench
+from snpbook.spec.transitions import PAGE_TRANSITIONS
+from snpbook.spec.vmcb import FaultError
+from snpbook.views import attempt as views
+from snpbook.views.entry import entry, entry_change
+from snpbook.views.explorer import explanation, survey, verdict
+from snpbook.views.states import page_life
+from tests.views.reading import read
+
+P = PLAY.start
+VALID = 0x4008000000011001
+
+
+def assigned() -> Workbench:
+    bench = Workbench()
+    attempt(bench, Order("RMPUPDATE", range(P, P + 4), 0x10, NewState(True, 1)))
+    bench.guest(1).map(0x10, range(P, P + 4))
+    return bench
+
+
+def test_pages_that_answer_alike_share_a_row() -> None:
+    made = attempt(assigned(), Order("PVALIDATE", range(P, P + 6), 0x10, asid=1))
+    view = views.attempt(made)
+    lines = view.text.splitlines()
+    assert lines[0] == "PVALIDATE by guest 1 at VMPL0"
+    assert lines[3].split() == ["0x800..0x803", "(4)", "✓", "SUCCESS", "(0)", "CF", "=", "0"]
+    assert "✗ #NPF" in lines[4]
+    assert "EXITINFO1 0x580000005, EXITINFO2 0x14000  Guest-Owned" in lines[4]
+    assert lines[4].endswith("assigned to ASID 1  not assigned  APM2 15.36.10")
+    assert "– not reached" in lines[5]
+    assert read(view.html).tables == [lines[0]]
+
+
+def test_a_success_has_no_columns_for_refusals() -> None:
+    view = views.attempt(attempt(Workbench(), Order("RMPUPDATE", range(P, P + 1), 0x10, NewState(True, 1))))
+    assert view.text.splitlines()[1].split() == ["pages", "answer"]
+
+
+def test_many_different_answers_are_cut() -> None:
+    bench = Workbench()
+    for page in range(P, P + 64, 2):
+        attempt(bench, Order("RMPUPDATE", range(page, page + 1), 0, NewState(True, 1, immutable=True)))
+    view = views.attempt(attempt(bench, Order("RMPUPDATE", range(P, P + 64), 0x10, NewState(True, 1))))
+    assert view.text.endswith(f"and {64 - views.ROWS} more rows")
+
+
+def test_an_entry_is_drawn_bit_by_bit() -> None:
+    view = entry((VALID, 0x10F), "Page 0x801")
+    ((alt, picture),) = read(view.html).pictures
+    assert "0x4008000000011001 0x000000000000010f" in alt
+    ones = [node.text for node in picture.iter() if node.text and set(node.text) == {"1"}]
+    assert sum(map(len, ones)) == bin(VALID).count("1") + bin(0x10F).count("1")
+    drawn = {node.text for node in picture.iter() if node.tag.endswith("text")}
+    assert {"validated", "asid", "gfn", "assigned", "vmpl3"} <= drawn
+    assert "asid               1" in view.text
+    assert "VMPL1              R" in view.text
+
+
+def test_what_has_changed_is_told_and_marked() -> None:
+    view = entry_change((VALID & ~(1 << 62), 15), (VALID, 15), "Page 0x801")
+    assert [line.split()[0] for line in view.text.splitlines()[3:]] == ["raw,", "raw,", "validated"]
+    ((alt, picture),) = read(view.html).pictures
+    assert alt.endswith("changed: validated.")
+    bold = [node.text for node in picture.iter() if node.get("font-weight") == "700"]
+    assert bold == ["0", "1"]
+    same = entry_change((VALID, 15), (VALID, 15), "Page 0x801")
+    assert same.text.endswith("Nothing has changed.")
+
+
+def test_an_access_that_fails_is_told_down_to_the_bits() -> None:
+    bench = assigned()
+    told = explain_guest(bench.guest(1).core(), 0x10000, AccessKind.WRITE)
+    view = explanation(told)
+    assert verdict(told).text == (
+        "Write at 0x10000 by guest, ASID 1, VMPL0, CPL 0: #VC: the guest itself is told: "
+        "Validated wants validated, found not validated"
+    )
+    assert read(view.html).tables == [
+        "The guest's walk: its own tables", "Nested walk of GPA 0x10000, the page",
+        "Checks on the page, system page 0x800", "#VC, vector 29",
+    ]  # fmt: skip
+    assert "PAGE_NOT_VALIDATED: CR2 = 0x10000" in view.text
+    assert "VMPL0 permissions  – not reached" in view.text
+    assert view.html.count("<details>") == 4
+
+
+@pytest.mark.parametrize("address", [0x14000, 0x8000010000])
+def test_every_bit_of_exitinfo1_has_a_row(address: int) -> None:
+    bench = assigned()
+    told = explain_guest(bench.guest(1).core(), address, AccessKind.WRITE)
+    text = explanation(told).text
+    shown = re.findall(r"^(\d+) +([01]) +(\w+)", text, re.MULTILINE)
+    assert [name for _, _, name in shown] == [bit.name for bit in FaultError]
+    error = sum(1 << int(bit) for bit, value, _ in shown if value == "1")
+    assert f"EXITINFO1 = {error:#x}" in text
+
+
+def test_host_and_device() -> None:
+    bench = assigned()
+    host = explanation(explain_host(bench.machine, P << 12, AccessKind.WRITE)).text
+    assert "#PF error code 0x80000003, system address 0x800000" in host
+    assert "Hypervisor-Owned  ✗ failed  not assigned  assigned to ASID 1" in host
+    device = explain_device(bench.machine, P << 12, AccessKind.WRITE)
+    assert "stopped by the IOMMU" in verdict(device).text
+    free = explanation(explain_host(bench.machine, P << 12, AccessKind.READ))
+    assert "let through, system page 0x800" in free.text
+    read(free.html)
+
+
+def test_a_survey_has_a_cell_for_each_access() -> None:
+    bench = assigned()
+    kinds = {"reads": AccessKind.READ, "writes": AccessKind.WRITE}
+    view = survey({"a page": {name: explain_host(bench.machine, P << 12, kind) for name, kind in kinds.items()}})
+    assert view.text.splitlines()[-1].split("  ") == ["a page", "✓ yes", "✗ Hypervisor-Owned"]
+    read(view.html)
+
+
+def test_the_life_of_a_page_shows_every_transition() -> None:
+    view = page_life()
+    page = read(view.html)
+    (_, picture), *_ = page.pictures
+    arrows = [node for node in picture.iter() if node.get("marker-end")]
+    labels = [node.text for node in picture.iter() if node.get("paint-order")]
+    assert len(arrows) == len(PAGE_TRANSITIONS)
+    assert sorted(map(str, labels)) == sorted(one.by.removeprefix("SNP_") for one in PAGE_TRANSITIONS)
+    assert len(view.text.splitlines()) == 3 + len(PAGE_TRANSITIONS)
