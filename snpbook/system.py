@@ -59,17 +59,26 @@ class _Rng:
 
 
 class System:
-    """An EPYC server. `installed` is its memory in bytes, of which nothing is used until it is touched."""
+    """An EPYC server. `installed` is its memory in bytes, of which nothing is used until it is touched.
+
+    `board` are further options of `Machine`, such as `sockets`, `cache` or `tsme`.
+    """
 
     def __init__(
-        self, product: str = "milan", seed: str = "snpbook", *, installed: int = 4 * GIB, cores: int = 8
+        self,
+        product: str = "milan",
+        seed: str = "snpbook",
+        *,
+        installed: int = 4 * GIB,
+        cores: int = 8,
+        **board: Any,
     ) -> None:
         self.product, self.seed = find_product(product), seed
         self.trace, self.counts = Trace(), Counts()
         self.trace.subscribe(self.counts)
         root = seed.encode()
         self.machine = Machine(
-            self.product, installed, boot_entropy=kdf(root, "boot", b"", 32), trace=self.trace, cores=cores
+            self.product, installed, boot_entropy=kdf(root, "boot", b"", 32), trace=self.trace, cores=cores, **board
         )
         self.chip = Chip.from_seed(seed, product)
         self.processor: SecureProcessor = power_on(self.machine, self.chip, _Rng(kdf(root, "firmware", b"", 32)))
@@ -105,7 +114,7 @@ class System:
         return guest
 
     def snapshot(self) -> Snapshot:
-        """All that machine, firmware, host and guests hold now, to be compared or restored; listeners stay as they are."""
+        """All that machine, firmware, host and guests hold now, to be compared or restored; not what listeners hold."""
         return Snapshot(system=self)
 
     def owner(self, guest: Guest) -> Owner:

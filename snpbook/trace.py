@@ -51,13 +51,20 @@ class Instruction(Event):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class FirmwareCommand(Event):
-    """A mailbox command and its status; a run of SNP_LAUNCH_UPDATE is one event with `pages`."""
+    """A mailbox command and its status; a run of SNP_LAUNCH_UPDATE is one event with `pages`.
+
+    `changed` are the pages whose RMP entries the command wrote (n,), `before` and `after` their `PageState`s (n,). The
+    building of a whole table is not told page by page.
+    """
 
     name: str
     status: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     pages: range | NDArray[Any] | None = None
+    changed: NDArray[Any] | None = None
+    before: NDArray[Any] | None = None
+    after: NDArray[Any] | None = None
 
     @property
     def count(self) -> int:

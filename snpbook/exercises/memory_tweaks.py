@@ -248,7 +248,7 @@ def _plant_cases() -> list[Case]:
 
 def source_for(constants: Constants, known: bytes, wanted: bytes, destination: int) -> int:
     """From where to move the block `known`, so that the guest reads `wanted` at the destination; -1 if from nowhere."""
-    basis: list[tuple[int, int]] = []  # (XOR of some constants, the address bits of these), each with its own top bit
+    basis: list[tuple[int, int]] = []  # XOR of some constants and their address bits, without top bits of those before
     for bit, constant in constants.items():
         value, used = int.from_bytes(constant, "big"), 1 << bit
         for other, others in basis:
@@ -256,7 +256,6 @@ def source_for(constants: Constants, known: bytes, wanted: bytes, destination: i
                 value, used = value ^ other, used ^ others
         if value:
             basis.append((value, used))
-            basis.sort(reverse=True)
     rest, difference = int.from_bytes(known, "big") ^ int.from_bytes(wanted, "big"), 0
     for value, used in basis:
         if rest ^ value < rest:

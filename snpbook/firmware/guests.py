@@ -1,23 +1,39 @@
-"""Commands on a guest's existence: SNP_GCTX_CREATE, SNP_ACTIVATE, SNP_DECOMMISSION. Source: SNP ABI."""
+"""Commands on a guest's existence: SNP_GCTX_CREATE, SNP_GUEST_STATUS, SNP_ACTIVATE[_EX], SNP_DECOMMISSION.
+
+Machines have one socket, so that SINGLE_SOCKET never refuses an activation but for an inactive migration agent.
+Source: SNP ABI; the order of checks is that of firmware 1.55.25.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from snpbook.firmware.keys import memory_key
-from snpbook.firmware.pages import check_address, make_context, make_firmware, require_small, require_state
+from snpbook.firmware.pages import (
+    check_address,
+    make_context,
+    make_firmware,
+    require_small,
+    require_state,
+    state_of,
+    without_c_bit,
+)
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.rmp import U64
-from snpbook.spec.asids import AsidState
+from snpbook.spec.asids import APIC_IDS_MAX, CORES_PER_CCX, AsidState
 from snpbook.spec.commands import Command
-from snpbook.spec.context import GUEST_CONTEXT
+from snpbook.spec.context import GUEST_CONTEXT, NO_AGENT
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
+from snpbook.spec.platform import GUEST_STATUS
 from snpbook.spec.policy import POLICY
 from snpbook.spec.rmp import ASID_COUNTERS
+from snpbook.spec.snp_buffers import SNP_ACTIVATE_EX
 from snpbook.spec.states import GuestState
 from snpbook.spec.status import Status, require
+
+_APIC_ID_SIZE = 4
 
 
 def snp_gctx_create(psp: SecureProcessor, buffer: Record) -> None:
@@ -35,26 +51,102 @@ def snp_gctx_create(psp: SecureProcessor, buffer: Record) -> None:
     psp.save_context(spa, context)
 
 
+def snp_guest_status(psp: SecureProcessor, buffer: Record) -> None:
+    """Tell the host what a guest is: its policy, ASID and state."""
+    # CHECKS
+    psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
+    end = buffer.status_paddr % PAGE_SIZE + GUEST_STATUS.size
+    require(end <= PAGE_SIZE, Status.INVALID_PARAM, "status_paddr stays in one page", PAGE_SIZE, end)
+    psp.require_initialised()
+    spa = check_address(psp, buffer.status_paddr, GUEST_STATUS.size, "status_paddr")
+    context = psp.context(buffer.gctx_paddr)
+    require_state(psp, spa, "status_paddr", PageState.FIRMWARE, PageState.DEFAULT)
+
+    # ANSWER
+    values = {"policy": context.policy, "asid": context.asid, "state": context.state, "vcek_dis": context.vcek_dis}
+    psp.machine.memory.write(KeyId.UNENCRYPTED, spa, GUEST_STATUS.pack(**values))
+
+
 def snp_activate(psp: SecureProcessor, buffer: Record) -> None:
-    """Bind a guest to an ASID and install its memory key there."""
+    """Bind a guest to an ASID on every core complex and install its memory key there."""
     # CHECKS
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
     psp.require_initialised()
     context = psp.context(buffer.gctx_paddr)
-    running = psp.next_state(context, Command.SNP_ACTIVATE) is GuestState.RUNNING
-    asid = buffer.asid
+    state = psp.next_state(context, Command.SNP_ACTIVATE)
+    _require_no_pages(psp, buffer.asid)
+    psp.asids.check_activate(buffer.asid, context.asid)
+
+    # ACTION
+    _activate(psp, buffer.gctx_paddr, context.replace(state=state, asid=buffer.asid), range(psp.asids.complexes))
+
+
+def snp_activate_ex(psp: SecureProcessor, buffer: Record) -> None:
+    """Bind a guest to an ASID on the core complexes of some cores; later calls with the same ASID add further ones.
+
+    APIC ids are the numbers of cores (MODEL). Machines let the guest run on every core all the same (MODEL).
+    """
+    # CHECKS
+    size = SNP_ACTIVATE_EX.size
+    require(buffer.length == size, Status.INVALID_PARAM, "length of the buffer", size, buffer.length)
+    psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
+    psp.require_initialised()
+    context = psp.context(buffer.gctx_paddr)
+    state = psp.next_state(context, Command.SNP_ACTIVATE_EX)
+    asid, count = buffer.asid, buffer.numids
+    if context.asid == 0:
+        _require_no_pages(psp, asid)
+    require(0 < asid <= psp.asids.limit, Status.INVALID_ASID, "ASID in range", f"1..{psp.asids.limit}", asid)
+    require(0 < count <= APIC_IDS_MAX, Status.INVALID_PARAM, "number of APIC ids", f"1..{APIC_IDS_MAX}", count)
+    ids = _apic_ids(psp, buffer.ids_paddr, count)
+    absent = [number for number in ids if number >= len(psp.machine.cores)]
+    require(not absent, Status.INVALID_CONFIG, "APIC ids are those of cores", len(psp.machine.cores), absent)
+    _check_agent_is_active(psp, context)
+    psp.asids.check_activate(asid, context.asid, again=True)
+
+    # ACTION
+    complexes = {number // CORES_PER_CCX for number in ids}
+    _activate(psp, buffer.gctx_paddr, context.replace(state=state, asid=asid), complexes)
+
+
+def _require_no_pages(psp: SecureProcessor, asid: int) -> None:
+    """Pages of an earlier guest would be readable under the new key's ASID."""
     require(asid < ASID_COUNTERS, Status.INVALID_ASID, "ASID has a page counter", ASID_COUNTERS, asid)
     owned = psp.machine.rmp.counters(asid)
     require(owned == 0, Status.INVALID_CONFIG, "no page carries the ASID", 0, owned)
-    psp.asids.check_activate(asid, context.asid)
 
-    # ACTION
-    key = memory_key(context.vek_seed, psp.machine.product.memory_key_size)
-    psp.machine.encryption.install(asid, key)
-    psp.asids.set(asid, AsidState.IN_USE if running else AsidState.ALLOCATED)
+
+def _apic_ids(psp: SecureProcessor, address: int, count: int) -> list[int]:
+    spa = check_address(psp, address, count * _APIC_ID_SIZE, "ids_paddr", lookup=False)
+    data = psp.machine.memory.read(KeyId.UNENCRYPTED, spa, count * _APIC_ID_SIZE)
+    ids: list[int] = np.frombuffer(data, "<u4").tolist()
+    return ids
+
+
+def _check_agent_is_active(psp: SecureProcessor, context: Record) -> None:
+    """A guest of one socket is where its migration agent is, and so wants an active one."""
+    policy = POLICY.unpack(context.policy.to_bytes(POLICY.size, "little"))
+    if policy.single_socket and context.ma_paddr != NO_AGENT:
+        there = state_of(psp, context.ma_paddr) is PageState.CONTEXT
+        asid = psp.context(context.ma_paddr).asid if there else 0
+        require(asid != 0, Status.POLICY_FAILURE, "the migration agent is active", "an ASID", asid)
+
+
+def _activate(psp: SecureProcessor, gctx: int, context: Record, complexes: range | set[int]) -> None:
+    """Install the guest's key for its ASID; a guest that is past its launch may run at once."""
+    asid, running = context.asid, context.state is GuestState.RUNNING
+    psp.machine.encryption.install(asid, memory_key(context.vek_seed, psp.machine.product.memory_key_size))
+    psp.asids.take(asid, AsidState.IN_USE if running else AsidState.ALLOCATED, complexes)
     if running:
         psp.machine.runnable.add(asid)
-    psp.save_context(buffer.gctx_paddr, context.replace(asid=asid))
+    mask = context.ccx_mask | sum(1 << number for number in complexes)
+    psp.save_context(gctx, context.replace(ccx_mask=mask))
+
+
+def let_run(psp: SecureProcessor, asid: int) -> None:
+    """A launch is over: the guest's ASID is in use where it was allocated, and VMRUN takes it."""
+    psp.asids.finish(asid)
+    psp.machine.runnable.add(asid)
 
 
 def snp_decommission(psp: SecureProcessor, buffer: Record) -> None:
@@ -68,26 +160,18 @@ def snp_decommission(psp: SecureProcessor, buffer: Record) -> None:
     context = psp.context(buffer.gctx_paddr)
 
     # ACTION
+    decommission(psp, buffer.gctx_paddr, context)
+
+
+def decommission(psp: SecureProcessor, gctx: int, context: Record) -> None:
+    """What SNP_DECOMMISSION and MSG_EXPORT_REQ do to a guest."""
     if context.asid:
         psp.asids.release(context.asid)
         psp.machine.runnable.discard(context.asid)
     if context.state is not GuestState.INIT:
-        psp.guest_count -= 1
-    spa = check_address(psp, buffer.gctx_paddr, PAGE_SIZE, "gctx_paddr")
+        psp.guest_count = max(psp.guest_count - 1, 0)  # an imported guest was never counted
+    spa = without_c_bit(psp, gctx)
     psp.machine.memory.write_pages(
         KeyId.UNENCRYPTED, np.array([spa >> PAGE_SHIFT], U64), np.zeros((1, PAGE_SIZE), np.uint8)
     )
     make_firmware(psp, spa)
-
-
-def check_policy(psp: SecureProcessor, policy: int) -> None:
-    """The rules of SNP_LAUNCH_START on a guest policy (POLICY_FAILURE), in order."""
-    data = policy.to_bytes(8, "little")
-    wanted, abi = POLICY.unpack(data), psp.release.abi
-    require(wanted.one == 1, Status.POLICY_FAILURE, "policy bit 17 is one", 1, 0)
-    smt_on = psp.release.platform_info & 1
-    require(wanted.smt or not smt_on, Status.POLICY_FAILURE, "SMT is on, so the policy must allow it", 1, wanted.smt)
-    version, minimum = (abi.major, abi.minor), (wanted.abi_major, wanted.abi_minor)
-    require(minimum <= version, Status.POLICY_FAILURE, "the firmware's ABI is new enough", minimum, version)
-    unknown = policy & ~abi.policy_bits
-    require(unknown == 0, Status.POLICY_FAILURE, "reserved policy bits are zero", 0, unknown)

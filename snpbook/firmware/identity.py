@@ -1,8 +1,7 @@
 """The owner's identity of a guest: ID block and ID authentication information at SNP_LAUNCH_FINISH.
 
 Source: SNP ABI, SNP_LAUNCH_FINISH; the order of checks is that of firmware 1.55.25, which ignores
-version fields and padding. A failed check leaves the guest in LAUNCH; that the firmware keeps a stored ID
-block after a failed author check cannot be observed, because a retry overwrites it.
+version fields and padding. A failed check leaves the guest in LAUNCH.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from snpbook.spec.status import Status, require
 
 
 def check_id_block(block: bytes, auth: Record, author: bool, digest: bytes, policy: int) -> None:
-    """The checks on an ID block in order: digest, policy, algorithms, ID key, then the author's key."""
+    """The checks on an ID block in order: digest, policy, algorithms, ID key; `check_author` may follow."""
     wanted = ID_BLOCK.unpack(block)
     require(wanted.launch_digest == digest, Status.BAD_MEASUREMENT, "ID block digest", digest, wanted.launch_digest)
     require(wanted.policy == policy, Status.POLICY_FAILURE, "ID block policy", policy, wanted.policy)
@@ -28,8 +27,11 @@ def check_id_block(block: bytes, auth: Record, author: bool, digest: bytes, poli
         found = auth.author_key_algo
         require(found == algorithm, Status.INVALID_PARAM, "author key algorithm", algorithm, found)
     _check_signature(auth.id_key, auth.id_block_signature, block, "ID key")
-    if author:
-        _check_signature(auth.author_key, auth.id_key_signature, auth.id_key, "author key")
+
+
+def check_author(auth: Record) -> None:
+    """The author's signature over the ID key."""
+    _check_signature(auth.author_key, auth.id_key_signature, auth.id_key, "author key")
 
 
 def _check_signature(key: bytes, signature: bytes, message: bytes, name: str) -> None:

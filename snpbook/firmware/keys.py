@@ -8,16 +8,18 @@ MODEL: how the fused secret becomes the first hashstick's seed and the chip-uniq
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha384
+from hashlib import sha256, sha384
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from snpbook.spec.certificates import HWID_SIZE, product_line
-from snpbook.spec.key_derivation import EXTRA_BITS, HASHSTICK_SIZE, VCEK_LABEL
+from snpbook.spec.certificates import HWID_SIZE, PRODUCT_LINES
+from snpbook.spec.key_derivation import CEK_LABEL, EXTRA_BITS, HASHSTICK_SIZE, VCEK_LABEL
 from snpbook.spec.policy import Tcb
+from snpbook.spec.products import product as find_product
 from snpbook.spec.report import SIGNATURE_COMPONENT, SIGNED_SIZE
 
 MEMORY_KEY_LABEL = "sev-vm-encryption-key-0"
@@ -89,7 +91,7 @@ class Chip:
         return cls(product, kdf(key, "snpbook-chip-secret", product.encode(), 32))
 
     def __post_init__(self) -> None:
-        product_line(self.product)
+        find_product(self.product)
 
     @property
     def chip_id(self) -> bytes:
@@ -100,7 +102,8 @@ class Chip:
         key = _private_key(ec.SECP256K1(), self.secret, "snpbook-chip-unique-key")
         point = key.public_key().public_numbers()
         whole = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")
-        return whole[: product_line(self.product).hwid_size].ljust(HWID_SIZE, b"\0")
+        line = PRODUCT_LINES.get(self.product)
+        return whole[: line.hwid_size if line else HWID_SIZE].ljust(HWID_SIZE, b"\0")
 
     def hashstick(self, tcb: Tcb) -> bytes:
         """The stick of this chip at `tcb`."""
@@ -110,8 +113,30 @@ class Chip:
         """The versioned chip endorsement key of this chip at `tcb`."""
         return attestation_key(self.hashstick(tcb), VCEK_LABEL)
 
+    @property
+    def cek(self) -> ec.EllipticCurvePrivateKey:
+        """The chip endorsement key of SEV and SEV-ES, the same at every TCB."""
+        return _private_key(ec.SECP384R1(), sha256(self.secret).digest(), CEK_LABEL)
+
+    @property
+    def nv_key(self) -> bytes:
+        """What seals the legacy platform's persistent data in the host's memory: 32 bytes (MODEL)."""
+        return kdf(self.secret, "snpbook-nv-area", b"", 32)
+
+
+def random_key(rng: Callable[[int], bytes]) -> ec.EllipticCurvePrivateKey:
+    """A new P-384 key."""
+    return _reduced(ec.SECP384R1(), rng(_stream_size(ec.SECP384R1())))
+
 
 def _private_key(curve: ec.EllipticCurve, secret: bytes, label: str) -> ec.EllipticCurvePrivateKey:
+    return _reduced(curve, kdf(secret, label, b"", _stream_size(curve)))
+
+
+def _stream_size(curve: ec.EllipticCurve) -> int:
+    return (curve.key_size + EXTRA_BITS) // 8
+
+
+def _reduced(curve: ec.EllipticCurve, stream: bytes) -> ec.EllipticCurvePrivateKey:
     """A private key by "extra bits": 64 more than the order has, so that the remainder is as good as unbiased."""
-    stream = kdf(secret, label, b"", curve.key_size // 8 + EXTRA_BITS // 8)
     return ec.derive_private_key(int.from_bytes(stream, "little") % (curve.group_order - 1) + 1, curve)

@@ -6,16 +6,18 @@ Only this file writes RMP entries on the firmware's behalf. Source: SNP ABI, pag
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Words
-from snpbook.hardware.rmp import U64, decode_states
+from snpbook.hardware.rmp import LARGE_MASK, U64, decode_states
 from snpbook.spec import rmp as spec
+from snpbook.spec.commands import LOCATION_BITS, LOCATION_DEFAULT_PAGE
 from snpbook.spec.memory_map import ASEG
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, PageSize, PageState
 from snpbook.spec.rmp import ASSIGNED, IMMUTABLE, LOCK, VALIDATED
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from snpbook.firmware.processor import SecureProcessor
 
 ADDRESS_LIMIT = spec.FIRMWARE_ADDRESS_LIMIT
+_LOCATIONS = 64 // LOCATION_BITS + 1
+"""As many ids as leave a trace in the 64 bits of error information."""
+_OUTPUT = (PageState.FIRMWARE, PageState.DEFAULT)
+"""The states in which the firmware writes a page for the host once SNP is on."""
 
 
 def check_address(psp: SecureProcessor, spa: int, size: int, name: str, *, lookup: bool = True) -> int:
@@ -64,7 +70,8 @@ def _refused_address(psp: SecureProcessor, spa: int, size: int, name: str, looku
     if spa <= rmp.end and end > rmp.base:
         status = Status.INVALID_PARAM if lookup else Status.INVALID_ADDRESS
         return FirmwareRefusal(status, f"{name} is not inside the RMP", "elsewhere", spa)
-    for region, (start, stop) in {"TSEG": psp.machine.map.tseg, "ASEG": ASEG}.items():
+    forbidden = [("TSEG", psp.machine.map.tseg), ("ASEG", ASEG), *(("a TMR", region) for region in psp.tmrs)]
+    for region, (start, stop) in forbidden:
         if spa < stop and end > start:
             return FirmwareRefusal(Status.INVALID_ADDRESS, f"{name} is not in {region}", "elsewhere", spa)
     if not any(start <= spa and end <= stop for start, stop in psp.machine.map.dram):
@@ -79,6 +86,8 @@ def look_up(psp: SecureProcessor, pages: Words) -> tuple[Words, NDArray[np.uint8
     if covered.all():
         entries = rmp.effective(pages)
         return entries, decode_states(entries)
+    for _ in range(min(int((~covered).sum()), _LOCATIONS)):
+        psp.machine.mailbox.push(LOCATION_DEFAULT_PAGE)
     entries = np.zeros((len(pages), 2), U64)
     entries[covered] = rmp.effective(pages[covered])
     return entries, np.where(covered, decode_states(entries), np.uint8(PageState.DEFAULT))
@@ -86,7 +95,10 @@ def look_up(psp: SecureProcessor, pages: Words) -> tuple[Words, NDArray[np.uint8
 
 def state_of(psp: SecureProcessor, spa: int) -> PageState:
     """The state of the page at an address that `check_address` has passed."""
-    return psp.machine.rmp.state(spa >> PAGE_SHIFT)
+    state = psp.machine.rmp.state(spa >> PAGE_SHIFT)
+    if state is PageState.DEFAULT:
+        psp.machine.mailbox.push(LOCATION_DEFAULT_PAGE)
+    return state
 
 
 def require_state(psp: SecureProcessor, spa: int, name: str, *allowed: PageState) -> None:
@@ -107,7 +119,22 @@ def writable(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
     require(spa % PAGE_SIZE + size <= PAGE_SIZE, Status.INVALID_PARAM, f"{name} stays in one page", size, spa)
     spa = check_address(psp, spa, size, name)
     if psp.initialised:
-        require_state(psp, spa, name, PageState.FIRMWARE, PageState.DEFAULT)
+        require_state(psp, spa, name, *_OUTPUT)
+    return spa
+
+
+def output_states(psp: SecureProcessor, spa: int, size: int) -> list[str]:
+    """The states of a range's pages in which the firmware does not write for the host, by name; `spa` is checked."""
+    last = spa + max(size, 1) - 1
+    _, states = look_up(psp, np.arange(spa >> PAGE_SHIFT, (last >> PAGE_SHIFT) + 1, dtype=U64))
+    return sorted({PageState(state).name for state in states.tolist()} - {state.name for state in _OUTPUT})
+
+
+def check_output(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
+    """Data that a legacy command writes, of any length: Firmware or Default pages once SNP is on. They keep their state."""
+    spa = check_address(psp, spa, size, name, lookup=psp.initialised)
+    wrong = output_states(psp, spa, size) if psp.initialised else []
+    require(not wrong, Status.INVALID_PAGE_STATE, f"states of {name}", "FIRMWARE or DEFAULT", wrong)
     return spa
 
 
@@ -129,7 +156,7 @@ def make_guest_valid(psp: SecureProcessor, pages: Words, permissions: tuple[int,
     vmpl1, vmpl2, vmpl3 = permissions
     entries[:, 1] &= U64(0xFF)
     entries[:, 1] |= U64(vmpl1 << 8 | vmpl2 << 16 | vmpl3 << 24)
-    psp.machine.rmp.store(pages, entries)
+    store_entries(psp, pages, entries)
 
 
 def reclaim(psp: SecureProcessor, pages: Words) -> None:
@@ -138,14 +165,111 @@ def reclaim(psp: SecureProcessor, pages: Words) -> None:
     """
     entries = psp.machine.rmp.load(pages).copy()
     entries[:, 0] &= ~U64(IMMUTABLE | LOCK)
+    store_entries(psp, pages, entries)
+
+
+def release_buffer(psp: SecureProcessor, spa: int) -> None:
+    """Clear Immutable and Lock of the entry that answers for a command buffer's page: Firmware becomes Reclaim."""
+    entry = entry_of(psp, spa)
+    if entry.state is not PageState.DEFAULT:
+        reclaim(psp, np.array([entry.head], U64))
+
+
+def make_fixed(psp: SecureProcessor, pages: Words) -> None:
+    """Firmware -> HV-Fixed, for pages of 4 KB: they are assigned no longer, which their regions count."""
+    entries = psp.machine.rmp.load(pages).copy()
+    entries[:, 0] = entries[:, 0] & U64(spec.SUBPAGES) | U64(IMMUTABLE)
+    entries[:, 1] = 0
+    store_entries(psp, pages, entries)
+    bases, counts = np.unique(pages[pages % U64(PAGES_PER_LARGE) != 0] & ~LARGE_MASK, return_counts=True)
+    heads = psp.machine.rmp.load(bases).copy()
+    heads[:, 0] -= counts.astype(U64) << U64(spec.SUBPAGE_SHIFT)
+    psp.machine.rmp.store(bases, heads)
+
+
+def make_large(psp: SecureProcessor, first: int) -> None:
+    """Join 512 entries of 4 KB into one of 2 MB; what is left of the others is assigned to nobody."""
+    pages = np.arange(first, first + PAGES_PER_LARGE, dtype=U64)
+    entries = psp.machine.rmp.load(pages).copy()
+    entries[0, 0] = entries[0, 0] & U64(~spec.SUBPAGES & 2**64 - 1) | U64(spec.LARGE)
+    entries[1:] = ASSIGNED, 0
+    store_entries(psp, pages, entries)
+
+
+def store_entries(psp: SecureProcessor, pages: Words, entries: Words) -> None:
+    """Write entries (n, 2), and tell the event of the command so."""
+    psp.note_entries(pages, psp.machine.rmp.load(pages).copy(), entries)
     psp.machine.rmp.store(pages, entries)
 
 
-def _rewrite(psp: SecureProcessor, spa: int, low: int) -> None:
+def _rewrite(psp: SecureProcessor, spa: int, low: int, high: int | None = None) -> None:
     page = np.array([spa >> PAGE_SHIFT], U64)
     entry = psp.machine.rmp.load(page).copy()
     entry[0, 0] = entry[0, 0] & U64(spec.SUBPAGES) | U64(low)
-    psp.machine.rmp.store(page, entry)
+    if high is not None:
+        entry[0, 1] = high
+    store_entries(psp, page, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The RMP entry that answers for a page of `head`'s size, and the state in which the firmware sees it.
+
+    `low` and `high` are its quadwords; the second holds the permissions of the VMPLs.
+    """
+
+    head: int
+    state: PageState
+    low: int
+    high: int
+
+    @property
+    def size(self) -> PageSize:
+        return PageSize.SIZE_2M if self.low & spec.LARGE else PageSize.SIZE_4K
+
+    @property
+    def asid(self) -> int:
+        return (self.low & spec.ASID) >> spec.ASID_SHIFT
+
+    @property
+    def gfn(self) -> int:
+        return (self.low & spec.GFN) >> spec.GFN_SHIFT
+
+    def belongs_to(self, gctx: int) -> bool:
+        """Whether a Metadata page is that of the guest whose context is at `gctx`."""
+        return self.low & spec.GFN == _metadata_tag(gctx)
+
+
+def entry_of(psp: SecureProcessor, spa: int) -> Entry:
+    """The entry that answers for the page at an address that `check_address` has passed."""
+    page = spa >> PAGE_SHIFT
+    entries, states = look_up(psp, np.array([page], U64))
+    low, high = entries[0].tolist()
+    return Entry(page & -PAGES_PER_LARGE if low & spec.LARGE else page, PageState(int(states[0])), low, high)
+
+
+def make_metadata(psp: SecureProcessor, page: Entry, gctx: int) -> None:
+    """Firmware -> Metadata of one guest."""
+    _rewrite(psp, page.head << PAGE_SHIFT, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE | _metadata_tag(gctx))
+
+
+def release_metadata(psp: SecureProcessor, page: Entry) -> None:
+    """Metadata -> Firmware."""
+    _rewrite(psp, page.head << PAGE_SHIFT, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE)
+
+
+def set_guest_page(psp: SecureProcessor, page: Entry, content: Entry, *, immutable: bool) -> None:
+    """Give a guest's page the guest address, VMSA bit, validation and permissions that `content` has.
+
+    Immutable it is Pre-Swap or Pre-Guest, otherwise Guest-Valid or Guest-Invalid.
+    """
+    kept = page.low & (ASSIGNED | spec.LARGE | spec.ASID)
+    moved = content.low & (spec.GFN | spec.VMSA | VALIDATED)
+    _rewrite(psp, page.head << PAGE_SHIFT, kept | moved | (IMMUTABLE | LOCK) * immutable, content.high)
+
+
+def _metadata_tag(gctx: int) -> int:
+    return (spec.GFN_TAG_METADATA << spec.GFN_TAG_SHIFT | gctx >> PAGE_SHIFT) << spec.GFN_SHIFT
 
 
 def first_refusal(

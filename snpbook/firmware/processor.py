@@ -2,34 +2,40 @@
 
 Guest state is in context pages in DRAM; only what is listed here is held on the chip. A command either
 answers SUCCESS or refuses with the status of its first failing check. Source: SNP ABI; mailbox rules
-of firmware 1.55.25.
+of firmware 1.55.25 (`buffers` has those on command buffers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpbook.firmware.asids import Asids
+from snpbook.firmware.buffers import CommandBuffer, LengthNeeded
 from snpbook.firmware.keys import Chip, memory_key
 from snpbook.firmware.pages import check_address, state_of, without_c_bit
+from snpbook.hardware.dram import Words
 from snpbook.hardware.machine import Machine
-from snpbook.hardware.rmp import U64
-from snpbook.spec.commands import Command
+from snpbook.hardware.rmp import U64, decode_states
+from snpbook.spec.commands import DECODED_COMMAND_BITS, Command
 from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT
-from snpbook.spec.encryption import KeyId
+from snpbook.spec.dispatch import NOT_MODELLED, RESERVED_FIRST
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
-from snpbook.spec.policy import Tcb
-from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, PlatformState
+from snpbook.spec.platform import Fault
+from snpbook.spec.policy import PLATFORM_INFO, Tcb
+from snpbook.spec.releases import Release
+from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, LegacyPlatformState, PlatformState
 from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.trace import FirmwareCommand
 
 Rng = Callable[[int], bytes]
-Handler = Callable[["SecureProcessor", Record], None]
+Handler = Callable[["SecureProcessor", Record], Record | None]
+"""A command's function: given its buffer, it answers with the buffer to be written back, if it has one to write."""
 RunHandler = Callable[["SecureProcessor", Record, range], tuple[int, FirmwareRefusal | None]]
 Commands = Mapping[Command, tuple[Layout | None, Handler, RunHandler | None]]
 """For each command its buffer's layout, its function, and the function for a run of pages if it names a page."""
@@ -47,14 +53,33 @@ class SecureProcessor:
         product = machine.product
         if product.firmware is None:
             raise ValueError(f"{product.title}: no SNP firmware of it is modelled")
-        self.release, self.min_sev_asid = product.firmware, product.min_sev_asid
-        self.state = PlatformState.UNINIT
-        self.rmp_built = False
+        self.min_sev_asid = product.min_sev_asid
+        self.release = self.committed = product.firmware
+        """The running firmware, and the one below which no update may go."""
         self.current_tcb: Tcb = self.release.tcb
         self.committed_tcb: Tcb = self.release.tcb
+        self.configured_tcb: Tcb | None = None
+        """What SNP_CONFIG has asked reports to name."""
+        self.state = PlatformState.UNINIT
+        self.legacy_state = LegacyPlatformState.UNINIT
+        self.rmp_tcb: Tcb | None = None
+        """The current TCB when the RMP was built; None where it is none of ours."""
+        self.faults: set[Fault] = set()
+        """What is wrong with the part besides what its registers show: a board's owner may try what follows."""
+        self.tmrs: list[tuple[int, int]] = []
+        """Memory (first byte, end) that the firmware keeps for legacy SEV-ES, also where it only reserved it."""
+        self.rapl_disabled = False
         self.guest_count = 0
+        self.mask_chip_id = self.mask_chip_key = False
+        self.vlek: bytes | None = None
+        """The hashstick of a provider's loaded key."""
+        self.vcek_tcb: Tcb = self.release.tcb
+        """The TCB of the hashstick in use; that of `vcek` and of derived guest keys."""
+        self.mitigations = 0
+        """CURRENT_MIT_VECTOR: what SNP_VERIFY_MITIGATION has found to be mitigated."""
         self.asids = Asids(machine.cores, product.asid_limit, product.min_sev_asid)
-        self._vcek: ec.EllipticCurvePrivateKey | None = None
+        self._stray: list[int] = []
+        self._changes: list[tuple[Words, Words, Words]] = []
         key = memory_key(rng(32), product.memory_key_size)
         machine.encryption.install(FIRMWARE_KEY_ID, key)
         machine.mailbox.connect(self)
@@ -68,73 +93,116 @@ class SecureProcessor:
 
     @property
     def reported_tcb(self) -> Tcb:
-        """The TCB that reports name and whose VCEK signs: the committed one until SNP_CONFIG exists."""
-        return self.committed_tcb
+        """The TCB that reports name: the one that SNP_CONFIG asked for, else the committed one."""
+        return self.configured_tcb or self.committed_tcb
+
+    @property
+    def rmp_built(self) -> bool:
+        """Whether the RMP is one that this firmware has built."""
+        return self.rmp_tcb is not None
+
+    @property
+    def platform_info(self) -> int:
+        """PLATFORM_INFO of reports, and what a guest policy is held against."""
+        info = PLATFORM_INFO.unpack(self.release.platform_info.to_bytes(PLATFORM_INFO.size, "little"))
+        hiding = self.machine.hidden_asids > 0
+        now = info.replace(rapl_dis=self.rapl_disabled, ciphertext_hiding_en=hiding)
+        return int.from_bytes(bytes(now), "little")
 
     @property
     def vcek(self) -> ec.EllipticCurvePrivateKey:
-        """The versioned chip endorsement key at the reported TCB."""
-        if self._vcek is None:
-            self._vcek = self.chip.vcek(self.reported_tcb)
-        return self._vcek
+        """The versioned chip endorsement key of the hashstick in use: `vcek_tcb` says of which TCB."""
+        return self.chip.vcek(self.vcek_tcb)
 
     def execute(self, command: int, address: int) -> int:
         """Run one mailbox command: the status code."""
-        name = _name(command)
+        command &= _DECODED
+        buffer, refusal = None, None
         try:
             layout, handler, _ = self._lookup(command)
-            buffer = self._buffer(Command(command), layout, address)
-            arguments: dict[str, Any] = dict(buffer) if buffer else {}
-            handler(self, buffer)
-        except FirmwareRefusal as refusal:
-            self._emit(name, refusal.status, {}, str(refusal))
-            return refusal.status
-        self._emit(name, Status.SUCCESS, arguments, "")
-        return Status.SUCCESS
+            buffer = self._read(Command(command), layout, address)
+            if (answer := handler(self, buffer.record)) is not None:
+                buffer.answer(self, answer)
+        except FirmwareRefusal as refused:
+            refusal = refused
+            if buffer is not None and isinstance(refused, LengthNeeded):
+                buffer.answer(self, refused.answer)
+        if buffer is not None:
+            buffer.release(self)
+        return self._finish(command, buffer, refusal)
 
     def execute_run(self, command: int, address: int, pages: range) -> tuple[int, int]:
         """Run one command for each page of a run: (pages done, status of the last command)."""
         if not pages:
             raise ValueError("pages: a run has at least one page")
-        name = _name(command)
+        command &= _DECODED
+        buffer, done, refusal = None, 0, None
         try:
             layout, _, run_handler = self._lookup(command)
+            name = _name(command)
             require(run_handler is not None, Status.INVALID_COMMAND, f"{name} names one page", "a page command", name)
             assert run_handler is not None
-            buffer = self._buffer(Command(command), layout, address)
-            done, refusal = run_handler(self, buffer, pages)
+            buffer = self._read(Command(command), layout, address)
+            done, refusal = run_handler(self, buffer.record, pages)
         except FirmwareRefusal as early:
-            done, refusal, buffer = 0, early, None
+            refusal = early
         if done:
-            self._emit(name, Status.SUCCESS, dict(buffer) if buffer else {}, "", pages[:done])
-        if refusal is not None:
-            self._emit(name, refusal.status, {}, str(refusal), pages[done : done + 1])
-        return done, Status.SUCCESS if refusal is None else refusal.status
+            self._finish(command, buffer, None, pages[:done])
+        if refusal is None:
+            return done, Status.SUCCESS
+        return done, self._finish(command, buffer, refusal, pages[done : done + 1])
 
     def _lookup(self, command: int) -> tuple[Layout | None, Handler, RunHandler | None]:
-        known = command in self._commands
-        require(
-            known, Status.INVALID_COMMAND, "the command is one that this firmware has", "a known id", _name(command)
-        )
+        name = _name(command)
+        missing = NOT_MODELLED.get(Command(command)) if command in _NAMED else None
+        require(missing is None, Status.INVALID_COMMAND, f"{missing} is not modelled", "the mailbox", name, "MODEL")
+        known = command in self._commands and command in _commands_of(self.release.abi)
+        require(known, Status.INVALID_COMMAND, "the command is one that this firmware has", "a known id", name)
         return self._commands[Command(command)]
 
-    def _buffer(self, command: Command, layout: Layout | None, address: int) -> Record:
-        """The command buffer; its reserved bits are checked first of all (INVALID_PARAM)."""
+    def _read(self, command: Command, layout: Layout | None, address: int) -> CommandBuffer:
+        """The command buffer; most SNP commands want its reserved bits 0 before anything else."""
         if layout is None:
-            return _EMPTY
-        spa = check_address(self, address, layout.size, "command buffer", lookup=False)
-        data = self.machine.memory.read(KeyId.UNENCRYPTED, spa, layout.size)
-        stray = layout.reserved_set(data, self.release.abi.unknown_fields(command))
-        require(not stray, Status.INVALID_PARAM, f"reserved bits of {layout.name} are zero", 0, stray)
-        return layout.unpack(data)
+            return CommandBuffer(command, 0, _EMPTY)
+        buffer = CommandBuffer.read(self, command, layout, address)
+        self._stray = buffer.stray
+        if command in RESERVED_FIRST:
+            self.require_reserved_zero()
+        return buffer
 
-    def _emit(self, name: str, status: int, arguments: dict[str, Any], reason: str, pages: range | None = None) -> None:
+    def _finish(
+        self, command: int, buffer: CommandBuffer | None, refusal: FirmwareRefusal | None, pages: range | None = None
+    ) -> int:
+        """Leave error information and one event behind: the status."""
+        status = Status.SUCCESS if refusal is None else refusal.status
+        if refusal is not None:
+            self.machine.mailbox.push(status)
+        changes, self._changes, self._stray = self._changes, [], []
         if self.machine.trace:
-            self.machine.trace.emit(
-                FirmwareCommand(name=name, status=status, arguments=arguments, reason=reason, pages=pages)
+            changed, before, after = (np.concatenate(parts) for parts in zip(*changes, strict=True)) if changes else _NONE
+            event = FirmwareCommand(
+                name=_name(command),
+                status=status,
+                arguments={} if buffer is None else dict(buffer.record),
+                reason="" if refusal is None else str(refusal),
+                pages=pages,
+                changed=changed,
+                before=None if before is None else decode_states(before),
+                after=None if after is None else decode_states(after),
             )
+            self.machine.trace.emit(event)
+        return status
+
+    def note_entries(self, pages: Words, before: Words, after: Words) -> None:
+        """Tell the command's event that RMP entries (n, 2) of pages (n,) have changed."""
+        if self.machine.trace:
+            self._changes.append((pages, before, after))
 
     # What commands share: the prefix [P S G] of SNP ABI command descriptions.
+
+    def require_reserved_zero(self) -> None:
+        """P: the reserved bits of the command's buffer are zero."""
+        require(not self._stray, Status.INVALID_PARAM, "reserved bits of the buffer are zero", 0, self._stray)
 
     def page_aligned(self, **addresses: int) -> None:
         """P: bits 11:0 of page addresses are zero."""
@@ -167,6 +235,14 @@ class SecureProcessor:
 
 
 _EMPTY = Layout("EmptyBuffer", 0, GUEST_CONTEXT.cite, []).record()
+_NONE = (None, None, None)
+_DECODED = (1 << DECODED_COMMAND_BITS) - 1
+_NAMED = frozenset(map(int, Command))
+
+
+@cache
+def _commands_of(release: Release) -> frozenset[Command]:
+    return release.commands
 
 
 def wrong_guest_state(context: Record, command: Command) -> FirmwareRefusal:
@@ -176,4 +252,4 @@ def wrong_guest_state(context: Record, command: Command) -> FirmwareRefusal:
 
 
 def _name(command: int) -> str:
-    return Command(command).name if command in Command._value2member_map_ else f"{command:#04x}"
+    return Command(command).name if command in _NAMED else f"{command:#04x}"

@@ -5,7 +5,7 @@ A command that is not here answers INVALID_COMMAND; LIMITATIONS.md names those t
 
 from __future__ import annotations
 
-from snpbook.firmware import guests, launch, platform, requests
+from snpbook.firmware import guests, launch, launch_update, platform, requests
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.processor import Commands, Rng, SecureProcessor
 from snpbook.hardware.machine import Machine
@@ -19,9 +19,15 @@ COMMANDS: Commands = {
     Command.SNP_PAGE_RECLAIM: (buffers.SNP_PAGE_RECLAIM, platform.snp_page_reclaim, platform.reclaim_run),
     Command.SNP_GCTX_CREATE: (buffers.SNP_GCTX_CREATE, guests.snp_gctx_create, None),
     Command.SNP_ACTIVATE: (buffers.SNP_ACTIVATE, guests.snp_activate, None),
+    Command.SNP_ACTIVATE_EX: (buffers.SNP_ACTIVATE_EX, guests.snp_activate_ex, None),
+    Command.SNP_GUEST_STATUS: (buffers.SNP_GUEST_STATUS, guests.snp_guest_status, None),
     Command.SNP_DECOMMISSION: (buffers.SNP_DECOMMISSION, guests.snp_decommission, None),
     Command.SNP_LAUNCH_START: (buffers.SNP_LAUNCH_START, launch.snp_launch_start, None),
-    Command.SNP_LAUNCH_UPDATE: (buffers.SNP_LAUNCH_UPDATE, launch.snp_launch_update, launch.launch_update_run),
+    Command.SNP_LAUNCH_UPDATE: (
+        buffers.SNP_LAUNCH_UPDATE,
+        launch_update.snp_launch_update,
+        launch_update.launch_update_run,
+    ),
     Command.SNP_LAUNCH_FINISH: (buffers.SNP_LAUNCH_FINISH, launch.snp_launch_finish, None),
     Command.SNP_GUEST_REQUEST: (buffers.SNP_GUEST_REQUEST, requests.snp_guest_request, None),
 }

@@ -117,10 +117,9 @@ class CoroutineExecutor:
 
     def _deliver(self, core: GuestCore) -> Exit | None:
         """The event that came with the entry, between two instructions."""
-        event, core.event = core.event, None
-        if event is None:
+        if core.event is None:
             return None
-        return self._await(core) or (self._except(Taken(event, event=True)) if self._frames else None)
+        return self._await(core) or (self._except(Taken(core.event, event=True)) if self._frames else None)
 
     def _run(self, core: GuestCore) -> Exit:
         while True:

@@ -7,7 +7,7 @@ file reads again what they read, in the same order, and says it. Source: APM2 15
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_
 
@@ -59,7 +59,8 @@ class Level:
 class Visit:
     """One page that an access needs, the page itself or a table on the way: how it was found and what was checked.
 
-    `entry` is the one that the guest's walk reads in a table page. `gfn` is None for parties that use system addresses.
+    `level` is that of a table of the guest, in which its walk reads `entry`; None for the page itself. `gfn` is None
+    for parties that use system addresses.
     """
 
     what: str
@@ -67,6 +68,7 @@ class Visit:
     nested: tuple[Level, ...]
     page: int | None
     checks: tuple[Step, ...]
+    level: int | None = None
     entry: Level | None = None
 
     @property
@@ -142,7 +144,7 @@ def explain_guest(core: GuestCore, address: int, kind: AccessKind) -> Explanatio
             gfn = (leaf.entry & PTE_ADDRESS & ~c_bit) >> PAGE_SHIFT & ~inside | number & inside
             always = kind is AccessKind.FETCH or kind.of_tables
             private = encrypted and (always or bool(leaf.entry & c_bit))
-            visits[-1] = _allowed(visits[-1], visits, core, kind, fault)
+            visits[-1] = _allowed(visits, core, kind, fault)
         if not visits or not visits[-1].failed:
             update = _update(core, visits, fault)
             visits.append(update or _visit(core, "the page", gfn, kind, private))
@@ -167,23 +169,23 @@ def _tables(core: GuestCore, address: int) -> tuple[list[Visit], Level | None]:
     visits: list[Visit] = []
     for level in reversed(range(PAGE_TABLE_LEVELS)):
         gfn = (pointer & PTE_ADDRESS & ~c_bit) >> PAGE_SHIFT
-        visit = _visit(core, f"guest {NAMES[level]}", gfn, AccessKind.WALK, encrypted)
+        visit = replace(_visit(core, NAMES[level], gfn, AccessKind.WALK, encrypted), level=level)
         if visit.page is None or visit.failed:
             return [*visits, visit], None
         place = (visit.page << PAGE_SHIFT) + _index(address >> PAGE_SHIFT, level) * PTE_SIZE
         entry = _level(core.machine, "guest", level, place, key, c_bit)
-        visit = Visit(visit.what, gfn, visit.nested, visit.page, visit.checks, entry)
+        visit = replace(visit, entry=entry)
         pointer = entry.entry
         if not pointer & PTE_PRESENT:
             absent = Step("Guest tables: present", "present", "not present", False, _GUEST)
-            return [*visits, Visit(visit.what, gfn, visit.nested, visit.page, (*visit.checks, absent), entry)], None
+            return [*visits, replace(visit, checks=(*visit.checks, absent))], None
         visits.append(visit)
         if _is_leaf(pointer, level):
             return visits, entry
     raise AssertionError("level 0 ends every walk")
 
 
-def _allowed(last: Visit, visits: Sequence[Visit], core: GuestCore, kind: AccessKind, fault: object) -> Visit:
+def _allowed(visits: Sequence[Visit], core: GuestCore, kind: AccessKind, fault: object) -> Visit:
     """The last table's visit with the rights that all entries on the way grant."""
     entries = [visit.entry.entry for visit in visits if visit.entry]
     user = core.registers["cpl"] == USER_CPL
@@ -194,17 +196,18 @@ def _allowed(last: Visit, visits: Sequence[Visit], core: GuestCore, kind: Access
     ]
     met = not (isinstance(fault, GuestException) and fault.vector == Vector.PF)
     step = Step("Guest tables: rights", ", ".join(wanted) or "present", _shared(entries), met, _GUEST)
-    return Visit(last.what, last.gfn, last.nested, last.page, (*last.checks, step), last.entry)
+    return replace(visits[-1], checks=(*visits[-1].checks, step))
 
 
 def _update(core: GuestCore, visits: Sequence[Visit], fault: object) -> Visit | None:
     """The table whose accessed or dirty bit could not be set, where that is what ended the access."""
     if not isinstance(fault, Npf) or not fault.error & FaultError.PAGE_TABLE_WALK:
         return None
-    what = next((visit.what for visit in visits if visit.gfn == fault.gpa >> PAGE_SHIFT), None)
-    if what is None:  # the page itself, used as a table
+    table = next((visit for visit in visits if visit.gfn == fault.gpa >> PAGE_SHIFT), None)
+    if table is None:  # the page itself, used as a table
         return None
-    return _visit(core, f"{what}, to set its A and D bits", fault.gpa >> PAGE_SHIFT, AccessKind.UPDATE, core.snp)
+    what = f"{table.what}, to set its A and D bits"
+    return replace(_visit(core, what, fault.gpa >> PAGE_SHIFT, AccessKind.UPDATE, core.snp), level=table.level)
 
 
 def _visit(core: GuestCore, what: str, gfn: int, kind: AccessKind, private: bool) -> Visit:

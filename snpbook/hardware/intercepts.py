@@ -60,7 +60,10 @@ def intercept_port(core: GuestCore, port: int, size: int, info_1: int) -> Stop |
 
 
 def intercept_exception(core: GuestCore, exception: GuestException) -> Stop:
-    """An exception that an instruction raised: itself, noted in the registers, or what its intercept makes of it."""
+    """An exception that an instruction raised: itself, noted in the registers, or what its intercept makes of it.
+
+    An intercept of #VC itself is not looked at (MODEL).
+    """
     if exception.vector != Vector.VC:
         stop = intercept(core, EXCEPTION_EXITS + exception.vector, exception.error, exception.address)
         if stop is not None:

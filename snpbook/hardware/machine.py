@@ -68,13 +68,13 @@ class Core(Msrs):
     Cores 2n and 2n + 1 are the two threads of one physical core (MODEL).
     """
 
-    def __init__(self, machine: Machine, number: int) -> None:
+    def __init__(self, machine: Machine, number: int, socket: int) -> None:
         memory = machine.map
         bios = bios_settings(machine.product, memory.dram[0][1], memory.top, memory.tseg, memory.rmp)
         super().__init__(
             machine.product, bios, hypervisor_owns=machine.hypervisor_owns, flush_guest_page=machine.flush_guest_page
         )
-        self.machine, self.number = machine, number
+        self.machine, self.number, self.socket = machine, number, socket
         self.wbinvd_done = False
         self.long_mode = True
         """Whether its host runs in 64-bit mode."""
@@ -97,9 +97,10 @@ class Core(Msrs):
 class Machine:
     """One board of a product, as the BIOS leaves it: SNP possible, not yet on.
 
-    `boot_entropy` seeds what silicon draws at reset (tweak constants of the encryption engine). `cache` puts a
-    write-back cache in front of memory; without it memory is always coherent. `tsme` is the BIOS option that encrypts
-    all of memory with the host's key; the table itself is kept in the clear (MODEL).
+    `cores` are those of all `sockets` together. `boot_entropy` seeds what silicon draws at reset (tweak constants of
+    the encryption engine). `cache` puts a write-back cache in front of memory; without it memory is always coherent.
+    `tsme` is the BIOS option that encrypts all of memory with the host's key; the table itself stays in the clear
+    (MODEL).
     """
 
     def __init__(
@@ -110,11 +111,14 @@ class Machine:
         boot_entropy: bytes,
         trace: Trace,
         cores: int = 8,
+        sockets: int = 1,
         mapping: bool = True,
         cache: bool = False,
         tsme: bool = False,
     ) -> None:
-        self.product, self.trace = product, trace
+        if whole("cores", cores) < 1 or whole("sockets", sockets) < 1 or cores % sockets:
+            raise ValueError(f"cores = {cores}, sockets = {sockets}: as many cores on each socket, at least one")
+        self.product, self.trace, self.sockets = product, trace, sockets
         self.map = MemoryMap.of(installed)
         self.dram = Dram(self.map.top, mapping=mapping)
         self.rmp = Rmp(self.dram, self.map.rmp)
@@ -125,7 +129,7 @@ class Machine:
         """What cores, page walks, devices and the secure processor access."""
         if cache:
             self.memory = Cache(self.encryption, coherent=product.coherent)
-        self.cores = [Core(self, number) for number in range(cores)]
+        self.cores = [Core(self, number, number * sockets // cores) for number in range(cores)]
         self.iommu = Iommu()
         self.mailbox = Mailbox()
         self.runnable: set[int] = set()

@@ -66,7 +66,7 @@ class SaveArea:
     @property
     def checksum_matches(self) -> bool:
         """Whether the page of a SEV-ES guest is as the firmware or the last #VMEXIT left it."""
-        return self.machine.vmsa_checksums.get(self.page) == _checksum(self.machine, self.key_id, self.spa)
+        return is_sealed(self.machine, self.key_id, self.page)
 
     @property
     def _unsaved(self) -> tuple[str, ...]:
@@ -106,6 +106,11 @@ class SaveArea:
 def seal(machine: Machine, asid: int, page: int) -> None:
     """Keep the checksum of a SEV-ES guest's VMSA page: the firmware at launch, hardware at every #VMEXIT."""
     machine.vmsa_checksums[page] = _checksum(machine, asid, page << PAGE_SHIFT)
+
+
+def is_sealed(machine: Machine, asid: int, page: int) -> bool:
+    """Whether a page is a SEV-ES guest's VMSA whose checksum is the one that is kept."""
+    return machine.vmsa_checksums.get(page) == _checksum(machine, asid, page << PAGE_SHIFT)
 
 
 def tweak(image: bytes) -> bytes:

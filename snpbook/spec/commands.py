@@ -148,3 +148,5 @@ COMMAND_SHIFT = MAILBOX_COMMAND.fields["command"].lo
 DECODED_COMMAND_BITS = 8
 LOCATION_BITS = 10
 """Bits of each location id in the stack that the address registers hold after a command: AMD's own debugging aid."""
+LOCATION_DEFAULT_PAGE = 0x3FF
+"""Pushed by each look-up of a Default page; a refusal pushes its status. The real ids are not published (MODEL)."""

@@ -135,6 +135,15 @@ CPUID_RULES: Mapping[tuple[int, int | None], Rules] = {
 }
 """By (leaf, subleaf); subleaf None stands for every ECX. Reserved bits of a listed leaf are violations as well."""
 
+CORRECTION_QUIRKS: Mapping[tuple[int, int | None, int], tuple[int, int]] = {
+    (0x00000007, 0, 3): (0, 0xFFFFFFFF),
+    (0x8000001F, None, 1): (0x3F, 0xFC0),
+}
+"""By (leaf, subleaf, number of the register): what its correction spoils, as bits that survive and bits that it clears.
+
+Illegal bits in EDX of leaf 7 cost all of the register; of a C-bit's wrong position the extra bits stay (1.55.25).
+"""
+
 CHECKED_LEAVES = (range(0x00010000), range(0x80000000, 0x80010000))
 """Leaves outside, such as a hypervisor's own, are nobody's business."""
 

@@ -24,6 +24,19 @@ BUFFERS: Mapping[Command, Layout | None] = MappingProxyType(
 )
 """The layout of each command's buffer, None where there is no buffer (or, for trusted I/O, no model of it)."""
 
+NOT_MODELLED: Mapping[Command, str] = MappingProxyType(
+    {**dict.fromkeys(TIO_COMMANDS, "trusted I/O"), _C.RING_BUFFER: "ring buffer mode"}
+)
+"""Commands that the model refuses by name (MODEL)."""
+
+RESERVED_FIRST = frozenset(command for command in Command if command.name.startswith("SNP_")) - {
+    _C.SNP_SHUTDOWN_EX, _C.SNP_PAGE_SET_STATE, _C.SNP_DOWNLOAD_FIRMWARE_EX,
+}  # fmt: skip
+"""Commands that look at the reserved bits of their buffer before anything else.
+
+The three left out look later; that legacy commands do not look at all is unconfirmed.
+"""
+
 
 class BufferClass(Enum):
     """What the firmware does with a command buffer; a refusal leaves it untouched but where its class says so."""

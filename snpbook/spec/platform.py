@@ -3,7 +3,7 @@
 Sources: SNP ABI (SNP_PLATFORM_STATUS, SNP_GUEST_STATUS, SNP_FEATURE_INFO, SNP_VLEK_LOAD, RANGE_LIST), Linux psp-sev.h.
 """
 
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 
 from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, bits, raw, uint
@@ -123,6 +123,17 @@ MITIGATION_STATUS = Layout(
     Cite("SNP", "SNP_VERIFY_MITIGATION"),
     [uint("verified", 0x00, 8), uint("supported", 0x08, 8), uint("failure", 0x10, 4)],
 )
+
+
+class Fault(Enum):
+    """What may be wrong with a part that no register shows: the causes of some refusals, for whoever tries them out."""
+
+    DIAGNOSTIC_MODE = "the part is in diagnostic mode"
+    OLD_BOOT_LOADER = "the boot loader is too old for SNP"
+    UNLOCKED_PART = "the part is unlocked for debugging"
+    NO_UMC_ENCRYPTION = "a memory controller does not encrypt"
+    NO_ANSWER = "another processor does not acknowledge"
+    NO_RESTORE = "the old firmware cannot be brought back"
 
 
 class MitigationSubcommand(IntEnum):

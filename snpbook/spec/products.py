@@ -41,16 +41,17 @@ Leaves = Mapping[tuple[int, int | None], Registers]
 
 @dataclass(frozen=True, slots=True)
 class FirmwareBuild:
-    """The SNP firmware that a machine boots with, and the TCB versions that come with it.
+    """The firmware that a machine boots with, and the TCB versions that come with it.
 
-    `abi` is what its interface is. `report_version` is the build's own: builds of one revision differ in it.
+    `abi` is what its interface is. `report_version` is the build's own: builds of one revision differ in it. What
+    stands after `build` is SNP's.
     """
 
     abi: Release
     build: int
-    report_version: int
-    platform_info: int
-    tcb: Tcb
+    report_version: int = 0
+    platform_info: int = 0
+    tcb: Tcb = Tcb()
 
     def __str__(self) -> str:
         return f"{self.abi.major}.{self.abi.minor}.{self.build}"
@@ -77,7 +78,7 @@ class Product:
     `asid_limit` is the highest ASID that can be encrypted; ASIDs below `min_sev_asid` are for SEV-ES and SNP
     guests. That bound is a BIOS setting: `dataclasses.replace(product, min_sev_asid=...)` is the product of a
     machine with another one. `encryption` names the memory cipher. `leaves` are those of one part of the
-    generation, logical CPU 0. `firmware` is None where no SNP firmware is modelled. `unconfirmed` names the
+    generation, logical CPU 0. `firmware` is None where no firmware is modelled. `unconfirmed` names the
     fields that no source states. `ValueError` for a cipher or an ASID bound that cannot be.
     """
 
@@ -186,8 +187,9 @@ def product_names() -> list[str]:
 
 
 def snp_product_names() -> list[str]:
-    """The products that run SNP guests: those whose firmware is modelled."""
-    return [name for name in product_names() if product(name).firmware]
+    """The products that run SNP guests: those of whose firmware the SNP commands are modelled."""
+    builds = {name: product(name).firmware for name in product_names()}
+    return [name for name, build in builds.items() if build and build.abi.snp]
 
 
 @cache
@@ -202,7 +204,7 @@ def product(name: str) -> Product:
     firmware = None
     if "firmware" in data:
         abi = release(data["firmware"].pop("release"))
-        firmware = FirmwareBuild(abi, **data["firmware"], tcb=Tcb(**data["tcb"]))
+        firmware = FirmwareBuild(abi, **data["firmware"], tcb=Tcb(**data.get("tcb", {})))
     return Product(
         name=name,
         signature=CpuidSignature(**data["signature"]),

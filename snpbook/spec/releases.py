@@ -29,6 +29,8 @@ COMMANDS_SINCE: Mapping[Command, Revision] = {
     _C.SNP_VERIFY_MITIGATION: (1, 58),
 }
 """Commands that are younger than 1.51."""
+SNP_SINCE: Revision = (1, 51)
+"""Older firmware has the SEV and SEV-ES commands alone."""
 
 FIELDS_SINCE: Mapping[Command, Mapping[str, Revision]] = {
     _C.SNP_INIT_EX: {"rapl_dis": (1, 56), "ciphertext_hiding_en": (1, 56), "tio_en": (1, 56), "max_snp_asid": (1, 56)},
@@ -64,7 +66,10 @@ SECRETS_VERSIONS: Mapping[int, Revision] = {2: (1, 51), 3: (1, 55)}
 MESSAGE_VERSIONS: Mapping[MessageType, Mapping[int, Revision]] = {_T.KEY_REQ: {2: (1, 58)}}
 """Versions of a guest message beyond its first."""
 
+_LEGACY = ("everything: the SEV and SEV-ES commands are those of 1.55",)
 UNCONFIRMED: Mapping[Revision, tuple[str, ...]] = {
+    (0, 17): _LEGACY,
+    (0, 24): _LEGACY,
     (1, 51): (
         "that SNP_INIT_EX is missing (Linux uses it from 1.52 on), and that SNP_SHUTDOWN_EX is not",
         "that SNP_DOWNLOAD_FIRMWARE_EX is missing",
@@ -84,7 +89,7 @@ UNCONFIRMED: Mapping[Revision, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The SNP ABI as firmware of one revision implements it.
+    """The SNP ABI as firmware of one revision implements it; below 1.51 the SEV API alone.
 
     `major` and `minor` are what the firmware calls itself, to a host, in reports and against a guest's policy.
     """
@@ -103,10 +108,15 @@ class Release:
         return since <= self.revision
 
     @property
+    def snp(self) -> bool:
+        """Whether it has SNP commands."""
+        return self._knows(SNP_SINCE)
+
+    @property
     def commands(self) -> frozenset[Command]:
         """The commands that it has; others answer INVALID_COMMAND."""
-        oldest = (0, 0)
-        return frozenset(c for c in Command if self._knows(COMMANDS_SINCE.get(c, oldest))) - TIO_COMMANDS
+        since = {c: SNP_SINCE for c in Command if c.name.startswith("SNP_")} | dict(COMMANDS_SINCE)
+        return frozenset(c for c in Command if self._knows(since.get(c, (0, 0)))) - TIO_COMMANDS
 
     def unknown_fields(self, command: Command) -> tuple[str, ...]:
         """The fields of a command's buffer that it takes for reserved bits."""
@@ -133,13 +143,13 @@ class Release:
 
     @property
     def report_version(self) -> int:
-        """The newest version of the attestation report; a build may send an older or a newer one."""
-        return max(version for version, since in REPORT_VERSIONS.items() if self._knows(since))
+        """The newest version of the attestation report, 0 without SNP; a build may send an older or a newer one."""
+        return max((version for version, since in REPORT_VERSIONS.items() if self._knows(since)), default=0)
 
     @property
     def secrets_version(self) -> int:
-        """The version of the secrets page that it writes."""
-        return max(version for version, since in SECRETS_VERSIONS.items() if self._knows(since))
+        """The version of the secrets page that it writes; 0 without SNP."""
+        return max((version for version, since in SECRETS_VERSIONS.items() if self._knows(since)), default=0)
 
     def message_version(self, message: MessageType) -> int:
         """The highest MSG_VERSION that it takes of a request."""
@@ -153,7 +163,14 @@ class Release:
 
 
 RELEASES: Mapping[str, Release] = {
-    str(each): each for each in (Release((1, 51), 1, 51), Release((1, 55), 1, 55), Release((1, 58), 1, 55))
+    str(each): each
+    for each in (
+        Release((0, 17), 0, 17),
+        Release((0, 24), 0, 24),
+        Release((1, 51), 1, 51),
+        Release((1, 55), 1, 55),
+        Release((1, 58), 1, 55),
+    )
 }
 
 

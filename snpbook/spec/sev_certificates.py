@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from snpbook.spec.cite import Cite
-from snpbook.spec.layout import Layout, raw, uint
+from snpbook.spec.layout import Layout, Record, raw, uint
 
 
 class CertUsage(IntEnum):
@@ -85,6 +85,23 @@ SIGNERS: Mapping[CertUsage, tuple[CertUsage, ...]] = {
 """Whose keys sign a certificate. As exported by the firmware, a CEK is unsigned: AMD's service signs it."""
 
 
+PERSISTENT_DATA = Layout(
+    "LegacyPersistentData",
+    0x1930,
+    Cite("MODEL", "persistent data of the legacy platform"),
+    [
+        raw("oca_key", 0x0000, 0x30, note="zero once an owner has brought his own certificate"),
+        raw("pek_key", 0x0030, 0x30, note="private keys: P-384 scalars, big-endian"),
+        raw("pdh_key", 0x0060, 0x30),
+        raw("oca", 0x0090, SEV_CERTIFICATE.size),
+        raw("pek", 0x08C0, SEV_CERTIFICATE.size),
+        raw("pdh", 0x10F0, SEV_CERTIFICATE.size),
+    ],
+)
+"""What outlives a reset, in flash or sealed in the area of INIT_EX; how it is laid out is not published (MODEL)."""
+SCALAR_SIZE = 48
+
+
 def _amd_certificate(bits: int) -> Layout:
     """Exponent, modulus and signature are as long as the modulus."""
     size = bits // 8
@@ -112,3 +129,12 @@ Rome on (Rome: unconfirmed).
 """
 AMD_CERTIFICATE_MODULUS_BITS = AMD_CERTIFICATES[2048].offset("modulus_bits")
 """Where a certificate tells which of the two it is."""
+
+
+def amd_certificate(data: bytes, offset: int = 0) -> Record:
+    """The ASK or ARK at `offset`; `ValueError` where it is cut short or its modulus has an unknown size."""
+    start = offset + AMD_CERTIFICATE_MODULUS_BITS
+    bits = int.from_bytes(data[start : start + 4], "little")
+    if bits not in AMD_CERTIFICATES:
+        raise ValueError(f"AMD certificate: a modulus of {bits} bits; there are {', '.join(map(str, AMD_CERTIFICATES))}")
+    return AMD_CERTIFICATES[bits].unpack(data, offset)

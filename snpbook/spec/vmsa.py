@@ -181,6 +181,14 @@ class CpuidSignature:
     model: int
     stepping: int
 
+    @classmethod
+    def from_int(cls, eax: int) -> CpuidSignature:
+        """Decode CPUID Fn1 EAX; extended family and model count where the base family is 0xF."""
+        family, model = eax >> 8 & 0xF, eax >> 4 & 0xF
+        if family == 0xF:
+            family, model = family + (eax >> 20 & 0xFF), model | (eax >> 16 & 0xF) << 4
+        return cls(family, model, eax & 0xF)
+
     def __int__(self) -> int:
         low, high = (0xF, (self.family - 0xF) & 0xFF) if self.family > 0xF else (self.family, 0)
         return high << 20 | (self.model >> 4 & 0xF) << 16 | low << 8 | (self.model & 0xF) << 4 | self.stepping & 0xF

@@ -19,13 +19,13 @@ from snpbook.views.tables import table
 
 _CONTEXTS = {
     Context.HOST: "host", Context.GUEST: "guest without SEV", Context.SEV: "SEV", Context.SEV_ES: "SEV-ES",
-    Context.SNP: "SEV-SNP guest",
+    Context.SNP: "SNP guest",
 }  # fmt: skip
 _KINDS = {
-    Kind.DATA: "data", Kind.FETCH: "instruction fetch", Kind.GUEST_WALK: "walk of the guest's page tables",
+    Kind.DATA: "data", Kind.FETCH: "instruction fetch", Kind.GUEST_WALK: "walk of its page tables",
     Kind.NESTED_WALK: "walk of the nested tables",
 }  # fmt: skip
-_SOURCES = {KeySource.NONE: "none: unencrypted", KeySource.HOST: "the host's", KeySource.GUEST: "the guest's"}
+_SOURCES = {KeySource.NONE: "none", KeySource.HOST: "the host's", KeySource.GUEST: "the guest's"}
 
 
 def generations(products: Sequence[Product]) -> Static:
@@ -56,8 +56,9 @@ def key_rules() -> Static:
         who = ", ".join(_CONTEXTS[context] for context in rule.contexts)
         what = "any" if len(rule.kinds) == len(Kind) else ", ".join(_KINDS[kind] for kind in rule.kinds)
         rows.append((who, what, _bit(rule.guest_c), _bit(rule.host_c), _SOURCES[rule.source]))
-    head = ["who", "access", "C-bit in the guest's tables", "C-bit in host or nested tables", "key"]
-    return table("Who decides encryption", head, rows, note="Source: APM2, tables 15-30 and 15-31")
+    head = ["who", "access", "guest's C-bit", "host's C-bit", "key"]
+    note = "The host's C-bit is that of its own or of the nested tables. Source: APM2, tables 15-30 and 15-31"
+    return table("Who decides encryption", head, rows, note=note)
 
 
 def cache_lines(lines: NDArray[np.void]) -> Static:

@@ -37,10 +37,11 @@ _WORDS = {True: "met", False: "failed", None: "not reached"}
 def explanation(told: Explanation) -> Static:
     """All of an explanation: how it ended, then how it came to that."""
     parts = [verdict(told)]
-    if any(visit.entry for visit in told.visits) or len(told.visits) > 1:
-        parts.append(_guest_walk([visit for visit in told.visits if visit.what.startswith("guest")]))
+    tables = [visit for visit in told.visits if visit.level is not None]
+    if tables:
+        parts.append(_guest_walk(tables))
     last = told.visits[-1]
-    if last.gfn is not None and not last.what.startswith("guest"):
+    if last.gfn is not None:
         parts.append(_levels(f"Nested walk of GPA {last.gfn << PAGE_SHIFT:#x}, {last.what}", last.nested))
     parts += [_checks(told.visits[-1]), *_fault(told)]
     return Static("\n\n".join(part.text for part in parts), "".join(part.html for part in parts))
@@ -120,7 +121,7 @@ def _guest_walk(visits: Sequence[Visit]) -> Static:
         entry = visit.entry
         raw, says = (f"{entry.entry:#018x}", entry.says) if entry else ("", visit.failed.name if visit.failed else "")
         gpa = "" if visit.gfn is None else f"{visit.gfn << PAGE_SHIFT:#x}"
-        rows.append((visit.what.removeprefix("guest "), gpa, _place(visit), _summary(visit), raw, says))
+        rows.append((visit.what, gpa, _place(visit), _summary(visit), raw, says))
     head = ["table", "at GPA", "found at SPA", "its own checks", "entry", "the entry says"]
     return table("The guest's walk: its own tables", head, rows, mono=["at GPA", "found at SPA", "entry"])
 

@@ -80,7 +80,7 @@ class Sample:
 
     @property
     def readers(self) -> Mapping[str, int]:
-        """Who reads, each with the key id of the access. The thief has no key: he reads the module's cells."""
+        """Who reads, each with the key id of the access. The thief has no key and reads the cells of the module."""
         writer = {} if self.asid == KeyId.UNENCRYPTED else {f"this guest (ASID {self.asid})": self.slide.key_id}
         other = self.asid + 1 if self.asid < self.machine.asids else self.asid - 1
         return writer | {

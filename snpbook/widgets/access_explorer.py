@@ -93,9 +93,12 @@ class AccessExplorer(View, w.VBox):
         self.note.value += f", which reaches GPA {number << PAGE_SHIFT:#x} without the C-bit" if shared else ""
         kinds = list(_KINDS.items())[:2] if by_address else list(_KINDS.items())
         if len(self.kind.options) != len(kinds):
-            self.kind.options = kinds
-        self.address.value = f"{(number << PAGE_SHIFT) + shared:#x}"
-        self._explain()
+            chosen, self.kind.options = self.kind.value, kinds
+            self.kind.value = chosen if chosen in dict(kinds).values() else AccessKind.READ
+        address = f"{(number << PAGE_SHIFT) + shared:#x}"
+        if address == self.address.value:
+            self._explain()
+        self.address.value = address
 
     def _explain(self, _: object = None) -> None:
         try:

@@ -63,10 +63,12 @@ class RmpDesk(View, w.VBox):
         super().__init__([self.map, *self._form(), self.complaint, self.result, self.entry])
 
     def order(self, instruction: str) -> Order:
-        """The order that the form holds; `ValueError` for an address that is no page's."""
-        gfn = _page_number(self.gpa.value)
+        """The order that the form holds; `ValueError` for an address that is no page's. Pages of no guest have none."""
+        gfn, new = _page_number(self.gpa.value), self._new()
+        if instruction in HOST_INSTRUCTIONS and not new.asid:
+            gfn = 0
         return Order(
-            instruction, self.map.chosen, gfn, self._new(), self.asid.value, self.vmpl.value, self.size.value,
+            instruction, self.map.chosen, gfn, new, self.asid.value, self.vmpl.value, self.size.value,
             self.validate.value, self.target.value, self._rights(), self.vmsa.value,
         )  # fmt: skip
 

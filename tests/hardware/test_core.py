@@ -76,6 +76,17 @@ def test_supervisor_writes_obey_read_only_pages_with_write_protect() -> None:
     assert (fault.vector, fault.error) == (14, 3)
 
 
+def test_nested_tables_are_pages_of_the_hypervisor() -> None:
+    """A table that is not is an #NPF with the bit RMP, whatever it says."""
+    bench, core = paged()
+    bench.give(100, 0xA00)
+    bench.assign(bench.nested_root // PAGE, 0, asid=6)
+    error = FaultError.PRESENT | FaultError.RMP | FaultError.USER | FaultError.PAGE_TABLE_WALK | PRIVATE
+    assert core.read(0x7000, 1) == Npf(0, error)
+    other = bench.core(cr0=0x10)
+    assert other.write(0x3000, b"x") == Npf(3 * PAGE, error ^ FaultError.PAGE_TABLE_WALK | FINAL | FaultError.WRITE)
+
+
 def test_users_obey_read_only_pages_without_write_protect() -> None:
     bench, core = paged(guest=5)
     bench.give(100, 0xA00)

@@ -146,7 +146,7 @@ def test_the_walk_is_told_entry_by_entry() -> None:
     guest.map(0x10, range(PLAY.start, PLAY.start + 1))
     told = explain_guest(guest.core(), 0x10000, AccessKind.READ)
     assert [visit.what for visit in told.visits] == [
-        "guest PML4", "guest page-directory pointers", "guest page directory", "guest page table", "the page",
+        "PML4", "page-directory pointers", "page directory", "page table", "the page",
     ]  # fmt: skip
     assert [[level.level for level in visit.nested] for visit in told.visits] == [[3, 2, 1, 0]] * 5
     leaf = told.visits[3].entry

@@ -303,6 +303,40 @@ def test_dr7_has_32_bits() -> None:
     assert bench.executor.outcome == (13, 0, (0,))
 
 
+def test_a_handler_finds_the_operand_of_a_load() -> None:
+    """MOV DR7, RAX: the handler keeps the value, and the registers behind it are loaded."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        async def handler(cpu: GuestCpu, exception: GuestException) -> bool:
+            seen.append((int(exception.error), *await cpu.look("rax")))
+            return True
+
+        seen: list[Any] = []
+        cpu.set_handler(29, handler)
+        await cpu.load(rsi=1, dr7=0x455, rdi=2)
+        return seen, await cpu.look("rsi", "dr7", "rdi")
+
+    bench = AnyBench()
+    bench.intercept(0x37)
+    bench.start(program)
+    bench.run()
+    assert bench.executor.outcome == ([(0x37, 0x455)], (1, 0, 2))
+
+
+def test_an_intercept_of_vc_itself_changes_nothing() -> None:
+    async def program(cpu: GuestCpu) -> Any:
+        try:
+            await cpu.cpuid(0)
+        except GuestException as exception:
+            return exception.vector, int(exception.error)
+
+    bench = AnyBench()
+    bench.intercept(0x5D)
+    bench.start(program)
+    bench.run()
+    assert bench.executor.outcome == (29, 0x72)
+
+
 @pytest.mark.parametrize("name", ["RDMSR", "WRMSR", "WBINVD", "MONITOR", "MWAIT", "HLT", "MOV from DR7"])
 def test_above_cpl_0_it_is_gp_and_no_exit(name: str) -> None:
     code, operation = OPERATIONS[name]

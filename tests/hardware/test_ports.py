@@ -228,6 +228,9 @@ def test_the_mailbox() -> None:
     assert processor.calls == [(0x83, 0x12_3456_7000)]
     assert bench.cpu.mailbox_read(MailboxRegister.COMMAND) == 1 << 31 | 0x16
     bench.cpu.mailbox_write(MailboxRegister.COMMAND, 1 << 31)  # the response bit: no command
+    assert bench.cpu.mailbox_read(MailboxRegister.ADDRESS_LOW) == 0, "no error information"
+    bench.cpu.mailbox_write(MailboxRegister.ADDRESS_HIGH, 0x12)
+    bench.cpu.mailbox_write(MailboxRegister.ADDRESS_LOW, 0x3456_7000)
     assert bench.cpu.mailbox_repeat(0xA1, range(3)) == 2
     assert processor.calls[1:] == [(0xA1, 0x12_3456_7000)]
     assert bench.cpu.mailbox_read(MailboxRegister.COMMAND) == 1 << 31 | 0x1A

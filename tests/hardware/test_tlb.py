@@ -14,9 +14,10 @@ from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.hardware.tlb import ENTRIES, ENTRY, Tlb
+from snpbook.hardware.vmrun import vmrun
 from snpbook.spec.msr import Msr
 from snpbook.spec.vmcb import FaultError, TlbControl
-from tests.hardware.guests import ASID, LONG_MODE, PAGE, RIGHTS, VMSA_PAGE, Bench
+from tests.hardware.guests import ASID, LONG_MODE, PAGE, RIGHTS, VMCB_PAGE, VMSA_PAGE, Bench
 
 GLOBAL, C = 0x100, 1 << 51
 OLD, NEW = 0xA00, 0xA01
@@ -274,7 +275,7 @@ def test_pcpu_id_and_tlb_id() -> None:
 
 def test_vmrun_writes_the_vmsa() -> None:
     async def program(cpu: Any) -> None:
-        for _ in range(3):
+        for _ in range(4):
             await cpu.read(0, 1)
             await cpu.hlt()
 
@@ -293,6 +294,8 @@ def test_vmrun_writes_the_vmsa() -> None:
     bench.set_vmcb(tlb_control=TlbControl.NOTHING)
     bench.run()
     assert (bench.read_vmsa().pcpu_id, bench.read_vmsa().tlb_id) == (1, 2)
+    vmrun(bench.machine, VMCB_PAGE * PAGE, bench.executor, "vcpu0", core=1)
+    assert (bench.read_vmsa().pcpu_id, repr(bench.machine.cores[1].tlb)) == (2, "Tlb(1 entries)")
 
 
 # Against a dictionary.

@@ -72,7 +72,7 @@ def decommission(board: Board) -> int:
 def reclaim(new: NewState) -> Callable[[Board], int]:
     def act(board: Board) -> int:
         board.assign(FREE, new, 0x1000 if new.asid else 0)
-        board.ok(Command.SNP_PAGE_RECLAIM, page_paddr=FREE)
+        board.ok(Command.SNP_PAGE_RECLAIM, page=FREE >> 12)
         return FREE
 
     return act
@@ -99,9 +99,9 @@ def test_reclaimed_pages_go_back_and_frozen_valid_ones_stay_valid() -> None:
     page = launch_update(board)
     board.assign(page, FROZEN, 0x1000)
     assert board.state(page) == PageState.PRE_SWAP
-    board.ok(Command.SNP_PAGE_RECLAIM, page_paddr=page)
+    board.ok(Command.SNP_PAGE_RECLAIM, page=page >> 12)
     assert board.state(page) == PageState.GUEST_VALID
     board.assign(FREE + 0x200000, FIRMWARE)
-    board.ok(Command.SNP_PAGE_RECLAIM, page_paddr=FREE + 0x200000)
+    board.ok(Command.SNP_PAGE_RECLAIM, page=FREE + 0x200000 >> 12)
     board.assign(FREE + 0x200000, HYPERVISOR)
     assert board.state(FREE + 0x200000) == PageState.HYPERVISOR

@@ -37,7 +37,7 @@ def test_pages_that_answer_alike_share_a_row() -> None:
     assert "✗ #NPF" in lines[4]
     assert "EXITINFO1 0x580000005, EXITINFO2 0x14000  Guest-Owned" in lines[4]
     assert lines[4].endswith("assigned to ASID 1  not assigned  APM2 15.36.10")
-    assert "– not reached" in lines[5]
+    assert "\u2013 not reached" in lines[5]
     assert read(view.html).tables == [lines[0]]
 
 
@@ -58,7 +58,10 @@ def test_an_entry_is_drawn_bit_by_bit() -> None:
     view = entry((VALID, 0x10F), "Page 0x801")
     ((alt, picture),) = read(view.html).pictures
     assert "0x4008000000011001 0x000000000000010f" in alt
-    ones = [node.text for node in picture.iter() if node.text and set(node.text) == {"1"}]
+    digits = [
+        node for node in picture.iter() if "mono" in node.get("font-family", "") and node.get("font-size") == "11"
+    ]
+    ones = [str(node.text) for node in digits if set(str(node.text)) == {"1"}]
     assert sum(map(len, ones)) == bin(VALID).count("1") + bin(0x10F).count("1")
     drawn = {node.text for node in picture.iter() if node.tag.endswith("text")}
     assert {"validated", "asid", "gfn", "assigned", "vmpl3"} <= drawn
@@ -90,7 +93,7 @@ def test_an_access_that_fails_is_told_down_to_the_bits() -> None:
         "Checks on the page, system page 0x800", "#VC, vector 29",
     ]  # fmt: skip
     assert "PAGE_NOT_VALIDATED: CR2 = 0x10000" in view.text
-    assert "VMPL0 permissions  – not reached" in view.text
+    assert "VMPL0 permissions  \u2013 not reached" in view.text
     assert view.html.count("<details>") == 4
 
 

@@ -108,6 +108,14 @@ def test_replay_brings_back_what_was_there() -> None:
     assert shown.sample.machine.engine.read(1, 0x1000, 16) == b"hold the line\0\0\0"
 
 
+def test_replay_takes_nothing_from_elsewhere() -> None:
+    shown = scope()
+    shown.write("x", 0x5000)
+    shown.write("x" * 20, 0x1000)
+    with pytest.raises(InputError, match="nothing else was at 0x1000"):
+        shown.replay()
+
+
 def test_another_machine_begins_another_diary() -> None:
     shown = scope()
     shown.write("x", 0x2000)

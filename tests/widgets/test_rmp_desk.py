@@ -156,7 +156,12 @@ def test_the_answer_follows_every_choice(lab: Lab) -> None:
     assert shown.told.failed is not None
     assert shown.told.failed.name == "VMPL1 permissions"
     assert "VMPL1 permissions wants read, write, found read" in repr(shown)
-    shown.kind.value = AccessKind.READ
+    shown.actor.value = "host"
+    assert (shown.told.actor, shown.told.kind) == ("host", AccessKind.WRITE), "the kind of access stays"
+    shown.show(actor="SNP guest, ASID 1", kind=AccessKind.FETCH)
+    shown.actor.value = "device"
+    assert shown.told.kind is AccessKind.READ, "devices do not fetch"
+    shown.show(actor="SNP guest, ASID 1", kind=AccessKind.READ)
     assert shown.told.fault is None
     shown.c_bit.value = False
     assert shown.told.address == (1 << 39) + (by_name["VMPL1 may only read it"].gfn << 12)

@@ -1,0 +1,95 @@
+"""The desk and the explorer in a real JupyterLab, by keyboard and by mouse, as the reader of the chapter meets them."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpbook.spec.pages import PageState
+from snpbook.spec.resources import resource
+from snpbook.views.palette import PAGES, Theme
+from tests.browser.lab_page import CHROMIUM, MAP, LabPage, opened
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+NAME = "02_reverse_map_table.ipynb"
+DESK, EXPLORER = "lab.desk", "lab.explorer"
+
+
+@pytest.fixture(scope="module")
+def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
+    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
+    with opened(chromium, base, NAME, theme) as page:
+        page.run_all()
+        page.check()
+        cell(page, DESK).scroll_into_view_if_needed()
+        page.page.wait_for_selector(MAP)
+        yield page
+        page.check()
+
+
+def cell(notebook: LabPage, source: str) -> Any:
+    """The code cell that is this line alone."""
+    editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(f"^{re.escape(source)}$"))
+    return notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+
+
+def test_the_map_shows_what_the_chapter_did(notebook: LabPage, theme: Theme) -> None:
+    drawn = (PageState.HYPERVISOR, PageState.GUEST_VALID, PageState.GUEST_INVALID)
+    assert {PAGES[state].colour(theme) for state in drawn} <= notebook.colours()
+    assert notebook.label() == "RMP of milan, 1,024 pages: cursor at pfn 0x801, Guest-Valid"
+
+
+def test_pages_are_selected_by_keys_and_an_instruction_is_pressed(notebook: LabPage) -> None:
+    desk, keyboard = cell(notebook, DESK), notebook.page.keyboard
+    figure = desk.locator(".snpbook-map")
+    figure.get_by_role("textbox", name="First page frame").fill("0x820")
+    figure.get_by_role("textbox", name="last").fill("0x821")
+    keyboard.press("Enter")
+    notebook.page.wait_for_function(
+        "map => document.querySelector(map).ariaLabel.includes('2 selected')", arg=".snpbook-map canvas"
+    )
+    desk.locator(MAP).focus()
+    keyboard.press("Shift+ArrowRight")
+    keyboard.press("Shift+ArrowRight")
+    assert notebook.label().endswith("cursor at pfn 0x823, Hypervisor; 4 selected, pfn 0x820 to 0x823")
+    keyboard.press("Shift+ArrowLeft")
+    assert notebook.label().endswith("3 selected, pfn 0x820 to 0x822")
+    desk.get_by_role("textbox", name="First GPA").fill("0x30000")
+    for name, state in (("RMPUPDATE", "Guest-Invalid"), ("PVALIDATE", "Guest-Valid")):
+        desk.get_by_role("button", name=name).focus()
+        keyboard.press("Enter")
+        desk.get_by_role("table", name=re.compile(name)).get_by_text("SUCCESS (0)").wait_for()
+        assert notebook.label().endswith(f"cursor at pfn 0x822, {state}; 3 selected, pfn 0x820 to 0x822")
+    assert desk.get_by_role("button", name="RMPREAD").is_disabled()
+    assert desk.get_by_text("not on EPYC 7003 (Milan)").count() == 2
+
+
+def test_dragging_selects(notebook: LabPage) -> None:
+    page, canvas = notebook.page, cell(notebook, DESK).locator(MAP)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    unit = (box["width"] - 79) / 64
+    x, y = box["x"] + 72 + unit * 8.5, box["y"] + 7 + unit * 1.5
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + unit * 5, y, steps=4)
+    page.mouse.up()
+    assert notebook.label().endswith("6 selected, pfn 0x848 to 0x84d")
+    page.mouse.click(x, y)
+    assert notebook.label().endswith("cursor at pfn 0x848, Hypervisor")
+
+
+def test_the_explorer_follows_the_choices(notebook: LabPage) -> None:
+    shown = cell(notebook, EXPLORER)
+    shown.scroll_into_view_if_needed()
+    for name, choice in [("Page", "VMPL1 may only read it"), ("VMPL", "1"), ("Access", "write")]:
+        shown.get_by_role("combobox", name=name, exact=True).select_option(label=choice)
+    shown.get_by_text("VMPL1 permissions wants read, write, found read").wait_for()
+    assert shown.get_by_role("table", name="The guest's walk").get_by_role("row").count() == 5
+    shown.get_by_role("combobox", name="Actor").select_option(label="host")
+    shown.get_by_text("#PF in the host").wait_for()
+    assert shown.get_by_role("combobox", name="VMPL", exact=True).is_disabled()
