@@ -56,13 +56,19 @@ class Board:
     """
 
     def __init__(
-        self, name: str = "milan", *, cores: int = 2, installed: int = 64 * MIB, mapping: bool = False
+        self,
+        name: str = "milan",
+        *,
+        cores: int = 2,
+        installed: int = 64 * MIB,
+        mapping: bool = False,
+        release: str | None = None,
     ) -> None:
         self.log = Recorder()
         trace = Trace()
         trace.subscribe(self.log)
         self.machine = Machine(
-            product(name), installed, boot_entropy=bytes(32), trace=trace, cores=cores, mapping=mapping
+            product(name).running(release) if release else product(name), installed, boot_entropy=bytes(32), trace=trace, cores=cores, mapping=mapping
         )
         self.psp = power_on(self.machine, Chip.from_seed("tests", name), counting_rng())
         self.cpu = HostCpu(self.machine)

@@ -1,7 +1,7 @@
-"""ASIDs and their keys: the life cycle per core complex, as ACTIVATE and DF_FLUSH see it.
+"""ASIDs and their keys: the life cycle per core complex, which SNP and legacy guests share.
 
-dirty -DF_FLUSH after WBINVD-> clean -ACTIVATE-> allocated -LAUNCH_FINISH-> in use -DECOMMISSION-> dirty.
-Source: firmware 1.55.25 (SNP ABI, SNP_ACTIVATE and SNP_DF_FLUSH).
+dirty -DF_FLUSH after WBINVD-> clean -ACTIVATE-> allocated -LAUNCH_FINISH-> in use -DECOMMISSION-> dirty: the table is
+`ASID_TRANSITIONS`. Only this file fires it. Source: firmware 1.55.25 (SNP ABI, SNP_ACTIVATE and SNP_DF_FLUSH).
 """
 
 from __future__ import annotations
@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snpbook.hardware.machine import Core
-from snpbook.spec.asids import CORES_PER_CCX, AsidState
-from snpbook.spec.status import Status, require
+from snpbook.spec.asids import ASID_TRANSITIONS, CORES_PER_CCX, AsidEvent, AsidState, GuestKind
+from snpbook.spec.status import FirmwareRefusal, Status, require
+
+_AFTER: dict[AsidEvent, NDArray[np.uint8]] = {
+    event: np.array([ASID_TRANSITIONS.get((state, event), state) for state in AsidState], np.uint8)
+    for event in AsidEvent
+}
 
 
 class Asids:
@@ -21,6 +27,8 @@ class Asids:
     def __init__(self, cores: list[Core], limit: int, min_sev_asid: int) -> None:
         self._complexes = [cores[i : i + CORES_PER_CCX] for i in range(0, len(cores), CORES_PER_CCX)]
         self.limit, self.min_sev_asid = limit, min_sev_asid
+        self.snp_limit = min_sev_asid - 1
+        """The highest ASID of SNP guests: ciphertext hiding parts them from SEV-ES guests."""
         self.complexes = len(self._complexes)
         self.states = np.full((self.complexes, limit + 1), AsidState.CLEAN, np.uint8)
 
@@ -28,55 +36,92 @@ class Asids:
         used = int((self.states == AsidState.IN_USE).any(0).sum())
         return f"Asids({self.limit} per complex, {used} in use)"
 
-    def all_dirty(self) -> None:
-        """After SNP_INIT every ASID may have lines in caches."""
-        self.states[:] = AsidState.DIRTY
-        for complex_ in self._complexes:
-            self._forget(complex_)
+    @property
+    def all_clean(self) -> bool:
+        """Whether no ASID is used or dirty anywhere: what a shutdown of SNP wants."""
+        return not (self.states[:, 1:] != AsidState.CLEAN).any()
 
-    def df_flush(self) -> None:
-        """Dirty -> clean on each complex whose cores have all done WBINVD; WBINVD_REQUIRED if one has not."""
-        missing = 0
-        for complex_, states in zip(self._complexes, self.states, strict=True):
-            if all(core.wbinvd_done for core in complex_):
-                states[states == AsidState.DIRTY] = AsidState.CLEAN
-            else:
-                missing += 1
-        require(missing == 0, Status.WBINVD_REQUIRED, "every core has done WBINVD", 0, missing)
+    def owned_by(self, kind: GuestKind) -> range:
+        """The ASIDs that guests of one kind may have."""
+        first_es = 1 if self.snp_limit == self.min_sev_asid - 1 else self.snp_limit + 1
+        return {
+            GuestKind.SNP: range(1, self.snp_limit + 1),
+            GuestKind.SEV_ES: range(first_es, self.min_sev_asid),
+            GuestKind.SEV: range(self.min_sev_asid, self.limit + 1),
+        }[kind]
 
-    def check_activate(self, asid: int, current: int, *, again: bool = False) -> None:
-        """The checks of ACTIVATE for an SNP guest that has ASID `current` (0: none), in order.
+    def hide(self, snp_limit: int) -> None:
+        """Part SNP's ASIDs, 1 to `snp_limit`, from those of SEV-ES; 0 ends it."""
+        self.snp_limit = snp_limit or self.min_sev_asid - 1
 
-        `again` is ACTIVATE_EX, by which a guest may take its own ASID on further complexes.
+    # Activation.
+
+    def check_activate(
+        self,
+        asid: int,
+        current: int,
+        *,
+        again: bool = False,
+        kind: GuestKind = GuestKind.SNP,
+        gone: FirmwareRefusal | None = None,
+    ) -> None:
+        """The checks of ACTIVATE for a guest that has ASID `current` (0: none), in order.
+
+        `again` is ACTIVATE_EX, by which a guest may take its own ASID on further complexes. `gone` refuses a guest
+        that was sent away, between the checks. An ASID that is not clean is dirty or owned: those have answered.
         """
         require(0 < asid <= self.limit, Status.INVALID_ASID, "ASID in range", f"1..{self.limit}", asid)
         own, states = again and asid == current, self.states[:, asid]
         owned = np.isin(states, (AsidState.ALLOCATED, AsidState.IN_USE)).any()
         require(own or not owned, Status.ASID_OWNED, "ASID is free", "free", "owned")
         require(own or current == 0, Status.ACTIVE, "guest has no ASID yet", 0, current)
+        if gone is not None:
+            raise gone
         dirty = (states == AsidState.DIRTY).any()
         require(not dirty, Status.DF_FLUSH_REQUIRED, "ASID is clean on every complex", "clean", "dirty")
-        below = asid < self.min_sev_asid
-        require(below, Status.INVALID_ASID, "ASID is one for SEV-ES and SNP", f"below {self.min_sev_asid}", asid)
+        asids = self.owned_by(kind)
+        require(asid in asids, Status.INVALID_ASID, f"ASID of {kind.value}", f"{asids.start}..{asids.stop - 1}", asid)
 
-    def take(self, asid: int, state: AsidState, complexes: Iterable[int]) -> None:
-        """The ASID is a guest's on some complexes: allocated while it launches, then in use."""
-        self.states[list(complexes), asid] = state
+    def activate(self, asid: int, *, running: bool, complexes: Iterable[int] | None = None) -> None:
+        """Give the ASID to a guest, on all complexes or on some; only one that is past its launch may run at once."""
+        event = AsidEvent.ACTIVATE_RUNNING if running else AsidEvent.ACTIVATE_LAUNCHING
+        self._fire(event, asid, range(self.complexes) if complexes is None else complexes)
 
     def finish(self, asid: int) -> None:
         """The launch is over: where the ASID was allocated it is in use."""
-        states = self.states[:, asid]
-        states[states == AsidState.ALLOCATED] = AsidState.IN_USE
+        self._fire(AsidEvent.FINISH, asid, range(self.complexes))
 
     def release(self, asid: int) -> None:
-        """The guest is gone: complexes that used the ASID are dirty, merely allocated ones clean."""
-        for complex_, states in zip(self._complexes, self.states, strict=True):
-            if states[asid] == AsidState.IN_USE:
-                states[asid] = AsidState.DIRTY
-                self._forget(complex_)
-            elif states[asid] == AsidState.ALLOCATED:
-                states[asid] = AsidState.CLEAN
+        """The guest is gone: complexes that used the ASID are dirty and must do WBINVD, merely allocated ones clean."""
+        for number in np.flatnonzero(self.states[:, asid] == AsidState.IN_USE).tolist():
+            self._forget(number)
+        self._fire(AsidEvent.RELEASE, asid, range(self.complexes))
 
-    def _forget(self, complex_: list[Core]) -> None:
-        for core in complex_:
+    def take(self, asid: int, state: AsidState, complexes: Iterable[int]) -> None:
+        self.activate(asid, running=state is AsidState.IN_USE, complexes=complexes)
+
+    # All of them.
+
+    def all_dirty(self) -> None:
+        """After initialisation every ASID may have lines in caches."""
+        self.states[:] = _AFTER[AsidEvent.INITIALISE][self.states]
+        for number in range(self.complexes):
+            self._forget(number)
+
+    def df_flush(self) -> None:
+        """Dirty -> clean on each complex whose cores have all done WBINVD; WBINVD_REQUIRED if one has not."""
+        missing = 0
+        for complex_, states in zip(self._complexes, self.states, strict=True):
+            if all(core.wbinvd_done for core in complex_):
+                states[:] = _AFTER[AsidEvent.FLUSH][states]
+            else:
+                missing += 1
+        require(missing == 0, Status.WBINVD_REQUIRED, "every core has done WBINVD", 0, missing)
+
+    def _fire(self, event: AsidEvent, asid: int, complexes: Iterable[int]) -> None:
+        numbers = list(complexes)
+        self.states[numbers, asid] = _AFTER[event][self.states[numbers, asid]]
+
+    def _forget(self, number: int) -> None:
+        for core in self._complexes[number]:
             core.wbinvd_done = False

@@ -57,7 +57,7 @@ def selects_vlek(psp: SecureProcessor, context: Record, key_sel: int) -> bool:
 
 def attestation_report(psp: SecureProcessor, context: Record, request: Record, key: SigningKey) -> bytes:
     """The report on a guest, signed by a key of the reported TCB, or not at all."""
-    release, identity = psp.release, ID_BLOCK.unpack(context.id_block)
+    release, committed, identity = psp.release, psp.committed, ID_BLOCK.unpack(context.id_block)
     signature = psp.machine.product.signature
     newer: dict[str, int] = {}
     if release.report_version >= _CPUID_SINCE:
@@ -94,9 +94,9 @@ def attestation_report(psp: SecureProcessor, context: Record, request: Record, k
         current_build=release.build,
         current_minor=release.abi.minor,
         current_major=release.abi.major,
-        committed_build=release.build,
-        committed_minor=release.abi.minor,
-        committed_major=release.abi.major,
+        committed_build=committed.build,
+        committed_minor=committed.abi.minor,
+        committed_major=committed.abi.major,
         launch_tcb=context.launch_tcb,
         **newer,
     )

@@ -8,23 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from snpbook.firmware.pages import check_address, output_states, release_buffer
+from snpbook.firmware.legacy_buffers import require_writable
+from snpbook.firmware.pages import check_address, release_buffer
 from snpbook.spec.commands import Command
 from snpbook.spec.dispatch import BUFFER_CLASSES, WRITES_COMMAND_BUFFER, BufferClass
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Layout, Record
-from snpbook.spec.status import FirmwareRefusal, Status, require
+from snpbook.spec.status import Status
 
 if TYPE_CHECKING:
     from snpbook.firmware.processor import SecureProcessor
-
-
-class LengthNeeded(FirmwareRefusal):
-    """INVALID_LENGTH of a command that tells the length it needs: `answer` is the buffer with that length."""
-
-    def __init__(self, answer: Record, rule: str, expected: object, found: object) -> None:
-        super().__init__(Status.INVALID_LENGTH, rule, expected, found)
-        self.answer = answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +33,8 @@ class CommandBuffer:
     def read(cls, psp: SecureProcessor, command: Command, layout: Layout, address: int) -> CommandBuffer:
         """Read a buffer; refused are its address and, where the command writes it back, the state of its pages."""
         spa = check_address(psp, address, layout.size, "command buffer", lookup=False)
-        if command in WRITES_COMMAND_BUFFER and psp.initialised:
-            wrong = output_states(psp, spa, layout.size)
-            rule = "the command buffer's pages are Firmware or Default"
-            require(not wrong, Status.INVALID_BUFFER_STATE, rule, "FIRMWARE or DEFAULT", wrong, "firmware 1.55.25")
+        if command in WRITES_COMMAND_BUFFER:
+            require_writable(psp, spa, layout.size, "the command buffer", Status.INVALID_BUFFER_STATE)
         if BUFFER_CLASSES[command] is BufferClass.OUT:
             return cls(command, spa, layout.record())
         data = psp.machine.memory.read(KeyId.UNENCRYPTED, spa, layout.size)
@@ -65,3 +56,9 @@ class CommandBuffer:
         """
         if self.command in WRITES_COMMAND_BUFFER and psp.rmp_built:
             release_buffer(psp, self.spa)
+
+
+def read_input(psp: SecureProcessor, address: int, size: int, name: str) -> bytes:
+    """What a command's buffer points to, in a page of any state."""
+    spa = check_address(psp, address, size, name, lookup=False)
+    return psp.machine.memory.read(KeyId.UNENCRYPTED, spa, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from snpbook.firmware.buffers import read_input
 from snpbook.firmware.keys import memory_key
 from snpbook.firmware.pages import (
     check_address,
@@ -93,19 +94,14 @@ def snp_activate_ex(psp: SecureProcessor, buffer: Record) -> None:
     psp.require_initialised()
     context = psp.context(buffer.gctx_paddr)
     state = psp.next_state(context, Command.SNP_ACTIVATE_EX)
-    asid, count = buffer.asid, buffer.numids
+    asid = buffer.asid
     if context.asid == 0:
         _require_no_pages(psp, asid)
-    require(0 < asid <= psp.asids.limit, Status.INVALID_ASID, "ASID in range", f"1..{psp.asids.limit}", asid)
-    require(0 < count <= APIC_IDS_MAX, Status.INVALID_PARAM, "number of APIC ids", f"1..{APIC_IDS_MAX}", count)
-    ids = _apic_ids(psp, buffer.ids_paddr, count)
-    absent = [number for number in ids if number >= len(psp.machine.cores)]
-    require(not absent, Status.INVALID_CONFIG, "APIC ids are those of cores", len(psp.machine.cores), absent)
+    complexes = check_apic_ids(psp, asid, buffer.numids, buffer.ids_paddr)
     _check_agent_is_active(psp, context)
     psp.asids.check_activate(asid, context.asid, again=True)
 
     # ACTION
-    complexes = {number // CORES_PER_CCX for number in ids}
     _activate(psp, buffer.gctx_paddr, context.replace(state=state, asid=asid), complexes)
 
 
@@ -116,11 +112,14 @@ def _require_no_pages(psp: SecureProcessor, asid: int) -> None:
     require(owned == 0, Status.INVALID_CONFIG, "no page carries the ASID", 0, owned)
 
 
-def _apic_ids(psp: SecureProcessor, address: int, count: int) -> list[int]:
-    spa = check_address(psp, address, count * _APIC_ID_SIZE, "ids_paddr", lookup=False)
-    data = psp.machine.memory.read(KeyId.UNENCRYPTED, spa, count * _APIC_ID_SIZE)
-    ids: list[int] = np.frombuffer(data, "<u4").tolist()
-    return ids
+def check_apic_ids(psp: SecureProcessor, asid: int, count: int, address: int) -> set[int]:
+    """What ACTIVATE_EX, the legacy one too, asks of an ASID and a list of APIC ids: the complexes of those cores."""
+    require(0 < asid <= psp.asids.limit, Status.INVALID_ASID, "ASID in range", f"1..{psp.asids.limit}", asid)
+    require(0 < count <= APIC_IDS_MAX, Status.INVALID_PARAM, "number of APIC ids", f"1..{APIC_IDS_MAX}", count)
+    ids: list[int] = np.frombuffer(read_input(psp, address, count * _APIC_ID_SIZE, "ids_paddr"), "<u4").tolist()
+    absent = [number for number in ids if number >= len(psp.machine.cores)]
+    require(not absent, Status.INVALID_CONFIG, "APIC ids are those of cores", len(psp.machine.cores), absent)
+    return {number // CORES_PER_CCX for number in ids}
 
 
 def _check_agent_is_active(psp: SecureProcessor, context: Record) -> None:

@@ -8,19 +8,30 @@ MODEL: how the fused secret becomes the first hashstick's seed and the chip-uniq
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256, sha384
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from snpbook.spec.certificates import HWID_SIZE, PRODUCT_LINES
-from snpbook.spec.key_derivation import CEK_LABEL, EXTRA_BITS, HASHSTICK_SIZE, VCEK_LABEL
+from snpbook.spec.key_derivation import (
+    CEK_LABEL,
+    EXTRA_BITS,
+    HASHSTICK_SIZE,
+    HASHSTICKS,
+    VCEK_LABEL,
+    VLEK_WRAPPING_LABEL,
+)
 from snpbook.spec.policy import Tcb
 from snpbook.spec.products import product as find_product
 from snpbook.spec.report import SIGNATURE_COMPONENT, SIGNED_SIZE
+from snpbook.spec.resources import resource
 
 MEMORY_KEY_LABEL = "sev-vm-encryption-key-0"
 
@@ -46,18 +57,65 @@ def memory_key(seed: bytes, size: int) -> bytes:
     return kdf(seed, MEMORY_KEY_LABEL, bytes(4), size)
 
 
-def hashstick(seed: bytes, tcb: Tcb) -> bytes:
-    """The 48-byte stick of the last TCB component: the root of attestation and derived guest keys.
+@lru_cache(maxsize=256)
+def hashsticks(seed: bytes, tcb: Tcb) -> tuple[bytes, ...]:
+    """The 48-byte sticks of all TCB components, in the byte order of TCB_VERSION, reserved ones included.
 
-    Hashing a stick once gives that of the next lower microcode version; no way leads up. Components are chained
-    in the byte order of TCB_VERSION, reserved ones included; that Turin chains its own order is unconfirmed.
+    The last roots attestation and derived guest keys. That Turin chains its own order is unconfirmed.
     """
-    for version in int(tcb).to_bytes(8, "little"):
+    return _chain(seed, _versions(tcb))
+
+
+def lower_stick(sticks: Sequence[bytes], held: Tcb, wanted: Tcb) -> bytes:
+    """The last stick at an older TCB, from the sticks at the one that is held; `ValueError` for a newer one.
+
+    Hashing leads one version down, never up. Who may lower a component reaches every version of those behind it.
+    """
+    mine, theirs = _versions(held), _versions(wanted)
+    if mine == theirs:
+        return sticks[-1]
+    lowered = next(index for index in range(len(mine)) if mine[index] != theirs[index])
+    if mine[lowered] < theirs[lowered]:
+        raise ValueError(f"wanted = {wanted}: no way leads there from {held}")
+    last = sticks[lowered]  # one version below, it is what a last hash makes the stick of
+    for _ in range(mine[lowered] - theirs[lowered] - 1):
+        last = sha384(last).digest()
+    below = _chain(_next_seed(last), theirs[lowered + 1 :])
+    return below[-1] if below else sha384(last).digest()
+
+
+def _chain(seed: bytes, versions: bytes) -> tuple[bytes, ...]:
+    """The sticks of components at their versions, each component seeded by the one before it."""
+    sticks = []
+    for version in versions:
         for _ in range(_SPL_TOP - version):
             seed = sha384(seed).digest()
-        stick = sha384(seed).digest()
-        seed = sha384(bytes(8) + seed).digest()
-    return stick
+        sticks.append(sha384(seed).digest())
+        seed = _next_seed(seed)
+    return tuple(sticks)
+
+
+def _versions(tcb: Tcb) -> bytes:
+    return int(tcb).to_bytes(HASHSTICKS, "little")
+
+
+def _next_seed(last: bytes) -> bytes:
+    return sha384(bytes(8) + last).digest()
+
+
+def wrap_vlek(chip_stick: bytes, sticks: bytes, iv: bytes, aad: bytes) -> tuple[bytes, bytes]:
+    """A provider's eight hashsticks sealed for one chip at one TCB, and the tag: how AMD's key service sends them."""
+    sealed = AESGCM(_vlek_wrapping_key(chip_stick)).encrypt(iv, sticks, aad)
+    return sealed[: len(sticks)], sealed[len(sticks) :]
+
+
+def unwrap_vlek(chip_stick: bytes, wrapped: bytes, tag: bytes, iv: bytes, aad: bytes) -> bytes:
+    """The provider's hashsticks; raises `cryptography.exceptions.InvalidTag` if they are not sealed for this chip."""
+    return AESGCM(_vlek_wrapping_key(chip_stick)).decrypt(iv, wrapped + tag, aad)
+
+
+def _vlek_wrapping_key(chip_stick: bytes) -> bytes:
+    return kdf(chip_stick, VLEK_WRAPPING_LABEL, b"", 32)
 
 
 def attestation_key(stick: bytes, label: str) -> ec.EllipticCurvePrivateKey:
@@ -65,15 +123,25 @@ def attestation_key(stick: bytes, label: str) -> ec.EllipticCurvePrivateKey:
     return _private_key(ec.SECP384R1(), stick, label)
 
 
-def sign_report(key: ec.EllipticCurvePrivateKey, signed: bytes) -> tuple[bytes, bytes]:
-    """R and S, 72 bytes each, little-endian, over the signed part of a report (its first 0x2A0 bytes).
+def firmware_signing_key() -> ec.EllipticCurvePrivateKey:
+    """The toy key that stands for AMD's: it signs firmware images, and everybody has it (MODEL)."""
+    return _private_key(ec.SECP384R1(), b"snpbook", "snpbook-firmware-signing-key")
 
-    The nonce is that of RFC 6979, so that equal reports have equal signatures. Needs a `cryptography` built on
-    OpenSSL 3.2 or newer, as its wheels are; an older one raises `cryptography.exceptions.UnsupportedAlgorithm`.
-    """
+
+def sign_report(key: ec.EllipticCurvePrivateKey, signed: bytes) -> tuple[bytes, bytes]:
+    """R and S over the signed part of a report (its first 0x2A0 bytes)."""
     if len(signed) != SIGNED_SIZE:
         raise ValueError(f"signed: the signed part of a report has {SIGNED_SIZE:#x} bytes, not {len(signed):#x}")
-    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
+    return sign(key, signed)
+
+
+def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> tuple[bytes, bytes]:
+    """R and S of ECDSA with SHA-384, 72 bytes each, little-endian.
+
+    The nonce is that of RFC 6979, so that equal messages have equal signatures. Needs a `cryptography` built on
+    OpenSSL 3.2 or newer, as its wheels are; an older one raises `cryptography.exceptions.UnsupportedAlgorithm`.
+    """
+    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
     return r.to_bytes(SIGNATURE_COMPONENT, "little"), s.to_bytes(SIGNATURE_COMPONENT, "little")
 
 
@@ -105,9 +173,13 @@ class Chip:
         line = PRODUCT_LINES.get(self.product)
         return whole[: line.hwid_size if line else HWID_SIZE].ljust(HWID_SIZE, b"\0")
 
+    def hashsticks(self, tcb: Tcb) -> tuple[bytes, ...]:
+        """The sticks of this chip at `tcb`: what the boot loader gives to firmware that runs at it."""
+        return hashsticks(kdf(self.secret, "snpbook-hashstick-seed", b"", HASHSTICK_SIZE), tcb)
+
     def hashstick(self, tcb: Tcb) -> bytes:
-        """The stick of this chip at `tcb`."""
-        return hashstick(kdf(self.secret, "snpbook-hashstick-seed", b"", HASHSTICK_SIZE), tcb)
+        """The last stick of this chip at `tcb`."""
+        return self.hashsticks(tcb)[-1]
 
     def vcek(self, tcb: Tcb) -> ec.EllipticCurvePrivateKey:
         """The versioned chip endorsement key of this chip at `tcb`."""
@@ -117,6 +189,12 @@ class Chip:
     def cek(self) -> ec.EllipticCurvePrivateKey:
         """The chip endorsement key of SEV and SEV-ES, the same at every TCB."""
         return _private_key(ec.SECP384R1(), sha256(self.secret).digest(), CEK_LABEL)
+
+    @property
+    def sev_root(self) -> bytes:
+        """SHA-256 of the ARK for SEV that is fused into the chip: a toy root."""
+        pins = tomllib.loads(resource("data", "roots", "toy_sev.toml").read_text())
+        return bytes.fromhex(pins[self.product])
 
     @property
     def nv_key(self) -> bytes:

@@ -69,9 +69,7 @@ def launch_update_run(psp: SecureProcessor, buffer: Record, pages: range) -> tup
         contents = _fill(psp, context, kind, target)
         perms = (buffer.vmpl1_perms, buffer.vmpl2_perms, buffer.vmpl3_perms)
         names = ("launch_digest", "imd") if buffer.imi_page else ("launch_digest",)
-        digests = {
-            name: extend(getattr(context, name), kind, gpas, contents, perms, buffer.imi_page) for name in names
-        }
+        digests = {name: extend(getattr(context, name), kind, gpas, contents, perms, buffer.imi_page) for name in names}
         psp.save_context(buffer.gctx_paddr, context.replace(**digests))
 
         # STATE

@@ -86,9 +86,8 @@ class LegacyPlatform:
     def reset(self) -> None:
         """Nothing but the flash outlives a shutdown."""
         self.state = LegacyPlatformState.UNINIT
-        self.es = False
         self.tmr: tuple[int, int] | None = None
-        """The memory that INIT took for SEV-ES (first byte, end)."""
+        """The memory that INIT took for SEV-ES (first byte, end); None where SEV alone is initialised."""
         self.nv_area: int | None = None
         """Where persistent data is kept instead of the flash."""
         self.identity: Record | None = None
@@ -97,6 +96,11 @@ class LegacyPlatform:
 
     def __repr__(self) -> str:
         return f"LegacyPlatform({self.state.name}, {len(self.guests)} guests)"
+
+    @property
+    def es(self) -> bool:
+        """Whether SEV-ES is initialised too."""
+        return self.tmr is not None
 
     def after(self, command: Command) -> LegacyPlatformState:
         """The state to which a command leads; INVALID_PLATFORM_STATE where this one does not admit it."""

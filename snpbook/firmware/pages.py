@@ -17,7 +17,7 @@ from snpbook.hardware.rmp import LARGE_MASK, U64, decode_states
 from snpbook.spec import rmp as spec
 from snpbook.spec.commands import LOCATION_BITS, LOCATION_DEFAULT_PAGE
 from snpbook.spec.memory_map import ASEG
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, PageSize, PageState
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE, PageSize, PageState
 from snpbook.spec.rmp import ASSIGNED, IMMUTABLE, LOCK, VALIDATED
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
@@ -38,7 +38,7 @@ def check_address(psp: SecureProcessor, spa: int, size: int, name: str, *, looku
     mere data accesses INVALID_ADDRESS.
     """
     spa = without_c_bit(psp, spa)
-    refusal = _refused_address(psp, spa, size, name, lookup)
+    refusal = refused_address(psp, spa, size, name, lookup)
     if refusal is not None:
         raise refusal
     return spa
@@ -49,10 +49,10 @@ def check_run(psp: SecureProcessor, pages: range, size: int, name: str) -> tuple
     first = without_c_bit(psp, pages.start << PAGE_SHIFT) >> PAGE_SHIFT
     pages = range(first, first + len(pages) * pages.step, pages.step)
     joined = pages.step << PAGE_SHIFT == size
-    if joined and _refused_address(psp, first << PAGE_SHIFT, len(pages) * size, name, lookup=True) is None:
+    if joined and refused_address(psp, first << PAGE_SHIFT, len(pages) * size, name, lookup=True) is None:
         return pages, None
     for index, page in enumerate(pages):
-        refusal = _refused_address(psp, page << PAGE_SHIFT, size, name, lookup=True)
+        refusal = refused_address(psp, page << PAGE_SHIFT, size, name, lookup=True)
         if refusal is not None:
             return pages[:index], refusal
     return pages, None
@@ -63,7 +63,8 @@ def without_c_bit(psp: SecureProcessor, spa: int) -> int:
     return spa & ~(1 << psp.machine.product.c_bit)
 
 
-def _refused_address(psp: SecureProcessor, spa: int, size: int, name: str, lookup: bool) -> FirmwareRefusal | None:
+def refused_address(psp: SecureProcessor, spa: int, size: int, name: str, lookup: bool) -> FirmwareRefusal | None:
+    """Why the firmware does not touch a range of bytes, which has no C-bit; None where it may."""
     end, rmp = spa + size, psp.machine.rmp.where
     if end > ADDRESS_LIMIT:
         return FirmwareRefusal(Status.INVALID_ADDRESS, f"{name} is below the address limit", ADDRESS_LIMIT, spa)
@@ -118,24 +119,14 @@ def writable(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
     """An output buffer of an SNP command: within one page, and Firmware or Default once SNP is on."""
     require(spa % PAGE_SIZE + size <= PAGE_SIZE, Status.INVALID_PARAM, f"{name} stays in one page", size, spa)
     spa = check_address(psp, spa, size, name)
+    require_output(psp, spa, name)
+    return spa
+
+
+def require_output(psp: SecureProcessor, spa: int, name: str) -> None:
+    """INVALID_PAGE_STATE unless the firmware may write the page for the host, which it may before SNP is on."""
     if psp.initialised:
         require_state(psp, spa, name, *_OUTPUT)
-    return spa
-
-
-def output_states(psp: SecureProcessor, spa: int, size: int) -> list[str]:
-    """The states of a range's pages in which the firmware does not write for the host, by name; `spa` is checked."""
-    last = spa + max(size, 1) - 1
-    _, states = look_up(psp, np.arange(spa >> PAGE_SHIFT, (last >> PAGE_SHIFT) + 1, dtype=U64))
-    return sorted({PageState(state).name for state in states.tolist()} - {state.name for state in _OUTPUT})
-
-
-def check_output(psp: SecureProcessor, spa: int, size: int, name: str) -> int:
-    """Data that a legacy command writes, of any length: Firmware or Default pages once SNP is on. They keep their state."""
-    spa = check_address(psp, spa, size, name, lookup=psp.initialised)
-    wrong = output_states(psp, spa, size) if psp.initialised else []
-    require(not wrong, Status.INVALID_PAGE_STATE, f"states of {name}", "FIRMWARE or DEFAULT", wrong)
-    return spa
 
 
 def make_context(psp: SecureProcessor, spa: int) -> None:
@@ -172,7 +163,7 @@ def release_buffer(psp: SecureProcessor, spa: int) -> None:
     """Clear Immutable and Lock of the entry that answers for a command buffer's page: Firmware becomes Reclaim."""
     entry = entry_of(psp, spa)
     if entry.state is not PageState.DEFAULT:
-        reclaim(psp, np.array([entry.head], U64))
+        reclaim(psp, np.array([entry.head >> PAGE_SHIFT], U64))
 
 
 def make_fixed(psp: SecureProcessor, pages: Words) -> None:
@@ -198,7 +189,8 @@ def make_large(psp: SecureProcessor, first: int) -> None:
 
 def store_entries(psp: SecureProcessor, pages: Words, entries: Words) -> None:
     """Write entries (n, 2), and tell the event of the command so."""
-    psp.note_entries(pages, psp.machine.rmp.load(pages).copy(), entries)
+    if psp.machine.trace:
+        psp.note_entries(pages, psp.machine.rmp.load(pages).copy(), entries)
     psp.machine.rmp.store(pages, entries)
 
 
@@ -213,15 +205,20 @@ def _rewrite(psp: SecureProcessor, spa: int, low: int, high: int | None = None) 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The RMP entry that answers for a page of `head`'s size, and the state in which the firmware sees it.
+    """The RMP entry that answers for the page at `spa`, and the state in which the firmware sees it.
 
     `low` and `high` are its quadwords; the second holds the permissions of the VMPLs.
     """
 
-    head: int
+    spa: int
     state: PageState
     low: int
     high: int
+
+    @property
+    def head(self) -> int:
+        """The address that the entry itself is of: the first one of a 2 MB page."""
+        return self.spa & -LARGE_PAGE_SIZE if self.low & spec.LARGE else self.spa
 
     @property
     def size(self) -> PageSize:
@@ -242,20 +239,19 @@ class Entry:
 
 def entry_of(psp: SecureProcessor, spa: int) -> Entry:
     """The entry that answers for the page at an address that `check_address` has passed."""
-    page = spa >> PAGE_SHIFT
-    entries, states = look_up(psp, np.array([page], U64))
+    entries, states = look_up(psp, np.array([spa >> PAGE_SHIFT], U64))
     low, high = entries[0].tolist()
-    return Entry(page & -PAGES_PER_LARGE if low & spec.LARGE else page, PageState(int(states[0])), low, high)
+    return Entry(spa, PageState(int(states[0])), low, high)
 
 
 def make_metadata(psp: SecureProcessor, page: Entry, gctx: int) -> None:
     """Firmware -> Metadata of one guest."""
-    _rewrite(psp, page.head << PAGE_SHIFT, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE | _metadata_tag(gctx))
+    _rewrite(psp, page.head, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE | _metadata_tag(gctx))
 
 
 def release_metadata(psp: SecureProcessor, page: Entry) -> None:
     """Metadata -> Firmware."""
-    _rewrite(psp, page.head << PAGE_SHIFT, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE)
+    _rewrite(psp, page.head, ASSIGNED | IMMUTABLE | LOCK | page.low & spec.LARGE)
 
 
 def set_guest_page(psp: SecureProcessor, page: Entry, content: Entry, *, immutable: bool) -> None:
@@ -265,7 +261,7 @@ def set_guest_page(psp: SecureProcessor, page: Entry, content: Entry, *, immutab
     """
     kept = page.low & (ASSIGNED | spec.LARGE | spec.ASID)
     moved = content.low & (spec.GFN | spec.VMSA | VALIDATED)
-    _rewrite(psp, page.head << PAGE_SHIFT, kept | moved | (IMMUTABLE | LOCK) * immutable, content.high)
+    _rewrite(psp, page.head, kept | moved | (IMMUTABLE | LOCK) * immutable, content.high)
 
 
 def _metadata_tag(gctx: int) -> int:

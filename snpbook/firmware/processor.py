@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpbook.firmware.asids import Asids
-from snpbook.firmware.buffers import CommandBuffer, LengthNeeded
-from snpbook.firmware.keys import Chip, memory_key
+from snpbook.firmware.buffers import CommandBuffer
+from snpbook.firmware.keys import Chip, attestation_key, lower_stick, memory_key
+from snpbook.firmware.legacy_buffers import ShortBuffer
+from snpbook.firmware.legacy_state import LegacyPlatform
 from snpbook.firmware.pages import check_address, state_of, without_c_bit
 from snpbook.hardware.dram import Words
 from snpbook.hardware.machine import Machine
@@ -24,12 +25,13 @@ from snpbook.hardware.rmp import U64, decode_states
 from snpbook.spec.commands import DECODED_COMMAND_BITS, Command
 from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT
 from snpbook.spec.dispatch import NOT_MODELLED, RESERVED_FIRST
+from snpbook.spec.key_derivation import VCEK_LABEL
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.platform import Fault
 from snpbook.spec.policy import PLATFORM_INFO, Tcb
 from snpbook.spec.releases import Release
-from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, LegacyPlatformState, PlatformState
+from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, PlatformState
 from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.trace import FirmwareCommand
 
@@ -52,7 +54,7 @@ class SecureProcessor:
         self._commands = commands
         product = machine.product
         if product.firmware is None:
-            raise ValueError(f"{product.title}: no SNP firmware of it is modelled")
+            raise ValueError(f"{product.title}: no firmware of it is modelled")
         self.min_sev_asid = product.min_sev_asid
         self.release = self.committed = product.firmware
         """The running firmware, and the one below which no update may go."""
@@ -61,7 +63,7 @@ class SecureProcessor:
         self.configured_tcb: Tcb | None = None
         """What SNP_CONFIG has asked reports to name."""
         self.state = PlatformState.UNINIT
-        self.legacy_state = LegacyPlatformState.UNINIT
+        self.legacy = LegacyPlatform()
         self.rmp_tcb: Tcb | None = None
         """The current TCB when the RMP was built; None where it is none of ours."""
         self.faults: set[Fault] = set()
@@ -112,7 +114,11 @@ class SecureProcessor:
     @property
     def vcek(self) -> ec.EllipticCurvePrivateKey:
         """The versioned chip endorsement key of the hashstick in use: `vcek_tcb` says of which TCB."""
-        return self.chip.vcek(self.vcek_tcb)
+        return attestation_key(self.hashstick(self.vcek_tcb), VCEK_LABEL)
+
+    def hashstick(self, tcb: Tcb) -> bytes:
+        """The chip's stick at a TCB not above the current one, from those that the boot loader gave for that."""
+        return lower_stick(self.chip.hashsticks(self.current_tcb), self.current_tcb, tcb)
 
     def execute(self, command: int, address: int) -> int:
         """Run one mailbox command: the status code."""
@@ -125,8 +131,8 @@ class SecureProcessor:
                 buffer.answer(self, answer)
         except FirmwareRefusal as refused:
             refusal = refused
-            if buffer is not None and isinstance(refused, LengthNeeded):
-                buffer.answer(self, refused.answer)
+            if buffer is not None and isinstance(refused, ShortBuffer):
+                buffer.answer(self, refused.buffer)
         if buffer is not None:
             buffer.release(self)
         return self._finish(command, buffer, refusal)
@@ -179,7 +185,8 @@ class SecureProcessor:
             self.machine.mailbox.push(status)
         changes, self._changes, self._stray = self._changes, [], []
         if self.machine.trace:
-            changed, before, after = (np.concatenate(parts) for parts in zip(*changes, strict=True)) if changes else _NONE
+            parts = zip(*changes, strict=True) if changes else ()
+            changed, before, after = map(np.concatenate, parts) if changes else _NONE
             event = FirmwareCommand(
                 name=_name(command),
                 status=status,
@@ -195,8 +202,7 @@ class SecureProcessor:
 
     def note_entries(self, pages: Words, before: Words, after: Words) -> None:
         """Tell the command's event that RMP entries (n, 2) of pages (n,) have changed."""
-        if self.machine.trace:
-            self._changes.append((pages, before, after))
+        self._changes.append((pages, before, after))
 
     # What commands share: the prefix [P S G] of SNP ABI command descriptions.
 

@@ -101,7 +101,8 @@ def _count_exchange(psp: SecureProcessor, gctx: int, name: str) -> None:
     """
     if state_of(psp, gctx) is PageState.CONTEXT:
         context = psp.context(gctx)
-        psp.save_context(gctx, context.replace(**{name: getattr(context, name) + 2}))
+        count = (getattr(context, name) + 2) % (LAST_SEQNO + 2)
+        psp.save_context(gctx, context.replace(**{name: count}))
 
 
 def _open_envelope(psp: SecureProcessor, request: int) -> tuple[Record, bytes, bytes]:

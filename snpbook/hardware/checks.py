@@ -32,6 +32,11 @@ class AccessKind(Enum):
     def __init__(self, number: int, writes: bool, of_tables: bool) -> None:
         self.number, self.writes, self.of_tables = number, writes, of_tables
 
+    @property
+    def writes_nested(self) -> bool:
+        """Whether nested tables must grant a write: every access to the guest's tables counts as one (APM2 15.25.5)."""
+        return self.writes or self.of_tables
+
     def need(self, cpl: int) -> VmplPermission:
         """The permissions that the access needs at its VMPL; a write without the right to read is none."""
         if self is AccessKind.FETCH:

@@ -225,7 +225,7 @@ def _visit(core: GuestCore, what: str, gfn: int, kind: AccessKind, private: bool
         return Visit(
             what, gfn, levels, page, tuple(guest_steps(seen, gfn, core.asid, vmpl, need, verdict, large=large))
         )
-    if machine.snp_enabled and (kind.writes or kind.of_tables):
+    if machine.snp_enabled and kind.writes_nested:
         return Visit(what, gfn, levels, page, tuple(_unowned(machine, page, large and kind is not AccessKind.UPDATE)))
     return Visit(what, gfn, levels, page, (_free("shared reads are not checked"),))
 
@@ -248,7 +248,8 @@ def _nested(machine: Machine, root: int, gfn: int, kind: AccessKind) -> tuple[tu
             return tuple(levels), Step("Nested tables: present", "present", "not present", False, _NESTED)
         if _is_leaf(pointer, level):
             break
-    wanted = ["user", *(["writable"] if kind.writes else []), *(["executable"] if kind is AccessKind.FETCH else [])]
+    wanted = ["user", *(["writable"] if kind.writes_nested else [])]
+    wanted += ["executable"] if kind is AccessKind.FETCH else []
     shared = _shared([level.entry for level in levels])
     if not set(wanted) <= set(shared.split(", ")):
         return tuple(levels), Step("Nested tables: rights", ", ".join(wanted), shared, False, _NESTED)

@@ -101,7 +101,7 @@ class Mailbox:
 
     @contextmanager
     def _running(self) -> Iterator[int]:
-        """While a command runs: its buffer's address; the registers that held it are its error stack, empty at first."""
+        """While a command runs: its buffer's address. The registers that held it are its stack of errors by then."""
         low, high = self._address
         self._registers[MailboxRegister.ADDRESS_LOW] = self._registers[MailboxRegister.ADDRESS_HIGH] = 0
         self._busy = True

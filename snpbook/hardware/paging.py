@@ -176,7 +176,7 @@ def nested_walk(
     errors = np.where(found.done, U64(0), errors | found.errors)
     outside = found.done & (pages >= top)
     errors[outside] = _RESERVED
-    forbidden = found.forbids(write=kind.writes, fetch=kind is AccessKind.FETCH, user=True)
+    forbidden = found.forbids(write=kind.writes_nested, fetch=kind is AccessKind.FETCH, user=True)
     forbidden &= found.done & ~outside
     errors[forbidden] = U64(FaultError.PRESENT)
     faults = ~found.done | outside | forbidden

@@ -52,7 +52,7 @@ _PURPOSES = {AccessKind.READ: Kind.DATA, AccessKind.WRITE: Kind.DATA, AccessKind
 def _nested_error(kind: AccessKind) -> FaultError:
     """The bits of EXITINFO1 that tell of an access; a nested access is a user's."""
     stage = FaultError.PAGE_TABLE_WALK if kind.of_tables else FaultError.FINAL_GPA
-    return FaultError.USER | stage | FaultError.WRITE * kind.writes | FaultError.FETCH * (kind is AccessKind.FETCH)
+    return FaultError.USER | stage | FaultError.WRITE * kind.writes_nested | FaultError.FETCH * (kind is AccessKind.FETCH)
 
 
 _NESTED_ERRORS = {kind: U64(_nested_error(kind)) for kind in AccessKind}
@@ -277,7 +277,7 @@ class PageWalker:
             choice = self._choose(purpose, guest_c, nested.host_c, gfns)
         vectors = np.where(nested.faults, _NPF, 0).astype(np.uint8)
         errors = nested.errors.copy()
-        self._mark_nested(run, owners, nested.steps, ~nested.faults, kind.writes)
+        self._mark_nested(run, owners, nested.steps, ~nested.faults, kind.writes_nested)
         if checked:
             for large in (False, True):
                 mine = ~nested.faults & (nested.large == large)
@@ -308,7 +308,7 @@ class PageWalker:
         if own.any():
             vmpl, need = core.registers["vmpl"], kind.need(core.registers["cpl"])
             results[own] = check_guest(rmp, pages[own], gfns[own], core.asid, vmpl, need, large=large)
-        if (kind.writes or kind.of_tables) and core.physical.snp_enabled and not own.all():
+        if kind.writes_nested and core.physical.snp_enabled and not own.all():
             results[~own] = check_write(rmp, pages[~own], large=large)
         return results
 

@@ -8,6 +8,14 @@ from collections.abc import Mapping
 from enum import Enum, IntEnum
 
 
+class GuestKind(Enum):
+    """What a guest is, as far as its ASID goes: SEV-ES and SNP guests have those below MinSevNoEsAsid."""
+
+    SNP = "SNP guests"
+    SEV_ES = "SEV-ES guests"
+    SEV = "SEV guests without encrypted registers"
+
+
 class AsidState(IntEnum):
     """One ASID on one core complex; the firmware's own numbers are not published (MODEL)."""
 

@@ -101,6 +101,8 @@ SYSCFG_MFDM = _mask("mtrr_fix_dram_mod_en")
 SYSCFG_MEM_ENCRYPT = _mask("mem_encryption_mod_en")
 SYSCFG_SNP_EN = _mask("snp_en")
 SYSCFG_VMPL_EN = _mask("vmpl_en")
+SYSCFG_MULTI_KEY = 1 << 26
+"""Multi-key SME, which the BIOS alone turns on (its name is from memory): SNP excludes it."""
 SYSCFG_BIOS = 0xF40000
 """SYSCFG as read on a Rome host with memory encryption on."""
 HWCR_SMM_LOCK = 1 << 0

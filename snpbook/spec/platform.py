@@ -136,6 +136,10 @@ class Fault(Enum):
     NO_RESTORE = "the old firmware cannot be brought back"
 
 
+SUPPORTED_MITIGATIONS = 0x1
+"""The vulnerabilities that SNP_VERIFY_MITIGATION can verify to be mitigated. What each bit means is MODEL."""
+
+
 class MitigationSubcommand(IntEnum):
     """What SNP_VERIFY_MITIGATION does."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import or_
 from types import MappingProxyType
@@ -51,7 +51,7 @@ class FirmwareBuild:
     build: int
     report_version: int = 0
     platform_info: int = 0
-    tcb: Tcb = Tcb()
+    tcb: Tcb = field(default_factory=Tcb)
 
     def __str__(self) -> str:
         return f"{self.abi.major}.{self.abi.minor}.{self.build}"
@@ -110,6 +110,17 @@ class Product:
 
     def __repr__(self) -> str:
         return f"Product({self.name}, {self.encryption}, {self.asid_limit} ASIDs)"
+
+    def running(self, revision: str) -> Product:
+        """The product with SNP firmware of that document revision, such as "1.58"; all else of the build stays.
+
+        `ValueError` for one that is not known, and for a product without SNP firmware.
+        """
+        abi = release(revision)
+        if self.firmware is None or not self.firmware.abi.snp or not abi.snp:
+            raise ValueError(f"{self.title} with firmware {revision}: both must have SNP commands")
+        build = replace(self.firmware, abi=abi, report_version=abi.report_version)
+        return replace(self, firmware=build)
 
     @property
     def vcpu_signature(self) -> int:

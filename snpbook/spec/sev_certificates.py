@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from snpbook.spec.cite import Cite
+from snpbook.spec.launch import CURVE_P384, PUBLIC_KEY
 from snpbook.spec.layout import Layout, Record, raw, uint
 
 
@@ -85,17 +86,35 @@ SIGNERS: Mapping[CertUsage, tuple[CertUsage, ...]] = {
 """Whose keys sign a certificate. As exported by the firmware, a CEK is unsigned: AMD's service signs it."""
 
 
+
+
+def unsigned_certificate(usage: CertUsage, x: int, y: int, api: tuple[int, int]) -> Record:
+    """The certificate of a point on P-384, its signature slots unused; `api` is the version of who makes it."""
+    size = PUBLIC_KEY.fields["qx"].size
+    point = PUBLIC_KEY.pack(curve=CURVE_P384, qx=x.to_bytes(size, "little"), qy=y.to_bytes(size, "little"))
+    return SEV_CERTIFICATE.record(
+        version=CERT_VERSION,
+        api_major=api[0],
+        api_minor=api[1],
+        pubkey_usage=usage,
+        pubkey_algo=KEY_ALGOS[usage],
+        pubkey=point,
+        sig1_usage=CertUsage.INVALID,
+        sig2_usage=CertUsage.INVALID,
+    )
+
+
 PERSISTENT_DATA = Layout(
     "LegacyPersistentData",
-    0x1930,
+    0x18FC,
     Cite("MODEL", "persistent data of the legacy platform"),
     [
         raw("oca_key", 0x0000, 0x30, note="zero once an owner has brought his own certificate"),
         raw("pek_key", 0x0030, 0x30, note="private keys: P-384 scalars, big-endian"),
         raw("pdh_key", 0x0060, 0x30),
         raw("oca", 0x0090, SEV_CERTIFICATE.size),
-        raw("pek", 0x08C0, SEV_CERTIFICATE.size),
-        raw("pdh", 0x10F0, SEV_CERTIFICATE.size),
+        raw("pek", 0x08B4, SEV_CERTIFICATE.size),
+        raw("pdh", 0x10D8, SEV_CERTIFICATE.size),
     ],
 )
 """What outlives a reset, in flash or sealed in the area of INIT_EX; how it is laid out is not published (MODEL)."""
@@ -129,6 +148,8 @@ Rome on (Rome: unconfirmed).
 """
 AMD_CERTIFICATE_MODULUS_BITS = AMD_CERTIFICATES[2048].offset("modulus_bits")
 """Where a certificate tells which of the two it is."""
+RSA_ALGOS: Mapping[int, CertAlgo] = {2048: CertAlgo.RSA_SHA256, 4096: CertAlgo.RSA_SHA384}
+"""How keys of those sizes sign: RSASSA-PSS with a salt as long as the digest."""
 
 
 def amd_certificate(data: bytes, offset: int = 0) -> Record:
@@ -136,5 +157,5 @@ def amd_certificate(data: bytes, offset: int = 0) -> Record:
     start = offset + AMD_CERTIFICATE_MODULUS_BITS
     bits = int.from_bytes(data[start : start + 4], "little")
     if bits not in AMD_CERTIFICATES:
-        raise ValueError(f"AMD certificate: a modulus of {bits} bits; there are {', '.join(map(str, AMD_CERTIFICATES))}")
+        raise ValueError(f"AMD certificate: {bits} bits of modulus, not {' or '.join(map(str, AMD_CERTIFICATES))}")
     return AMD_CERTIFICATES[bits].unpack(data, offset)

@@ -1,4 +1,4 @@
-"""Makes `data/roots/toy` and `data/roots/toy.toml`: the toy authorities of each product line and their pins.
+"""Makes `data/roots/toy` and its pins: the toy authorities of each product line for SNP, of each product for SEV.
 
 A key that is there is kept, a missing one is drawn at random; certificates and pins follow from the keys, so a
 second run changes nothing. Deleting a key makes new roots, and evidence made with the old ones stops verifying.
@@ -18,14 +18,24 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from snpbook.spec.certificates import PRODUCT_LINES, RSA_BITS, RSA_EXPONENT
+from snpbook.spec.products import product_names
 from snpbook.spec.resources import resource
+from snpbook.spec.sev_certificates import CertUsage
 from snpbook.vendor.certificates import ca_certificate
+from snpbook.vendor.sev_ca import amd_certificate
 
 _PINS_HEADER = """\
 # The toy roots: AMD's names, keys that everybody knows. SHA-256 of each ARK's DER, by product line.
 # Written by snpbook.tools.toy_roots.
 
 """
+
+_SEV_PINS_HEADER = """\
+# The toy roots of SEV and SEV-ES. SHA-256 of each ARK certificate in AMD's own format, by product.
+# Written by snpbook.tools.toy_roots.
+
+"""
+SEV_RSA_BITS = {"naples": 2048}
 
 
 def make(roots: Path) -> None:
@@ -42,9 +52,26 @@ def make(roots: Path) -> None:
     (roots / "toy.toml").write_text(_PINS_HEADER + "".join(pins))
 
 
-def _key(path: Path) -> rsa.RSAPrivateKey:
+    make_sev(roots)
+
+
+def make_sev(roots: Path) -> None:
+    """The same for SEV: from Milan on with the keys of SNP's authorities."""
+    pins = []
+    for product in product_names():
+        bits = SEV_RSA_BITS.get(product, RSA_BITS)
+        ark, ask = (_key(roots / "toy" / f"toy_{product}_{role}.key.pem", bits) for role in ("ark", "ask"))
+        for role, usage, key in (("ark", CertUsage.ARK, ark), ("ask", CertUsage.ASK, ask)):
+            cert = amd_certificate(usage, key.public_key(), ark)
+            (roots / "toy" / f"toy_{product}_sev_{role}.cert").write_bytes(cert)
+            if role == "ark":
+                pins.append(f'{product} = "{sha256(cert).hexdigest()}"\n')
+    (roots / "toy_sev.toml").write_text(_SEV_PINS_HEADER + "".join(pins))
+
+
+def _key(path: Path, bits: int = RSA_BITS) -> rsa.RSAPrivateKey:
     if not path.exists():
-        new = rsa.generate_private_key(RSA_EXPONENT, RSA_BITS)
+        new = rsa.generate_private_key(RSA_EXPONENT, bits)
         path.write_bytes(new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key = load_pem_private_key(path.read_bytes(), None)
     if not isinstance(key, rsa.RSAPrivateKey):

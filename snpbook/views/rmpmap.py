@@ -106,7 +106,7 @@ def _list(states: States, first_pfn: int) -> str:
     ]
     rest = f"and {total - RUNS:,} runs more" if total > RUNS else ""
     listing = table("Runs of pages", ["pfn", "pages", "state"], rows, mono=["pfn", "pages"], note=rest)
-    return f"<details><summary>{total:,} runs of pages</summary>{listing.html}</details>"
+    return f"<details><summary>{total:,} {'runs' if total > 1 else 'run'} of pages</summary>{listing.html}</details>"
 
 
 def _picture(states: States, first_pfn: int, per: int) -> str:

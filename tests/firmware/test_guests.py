@@ -106,8 +106,7 @@ LAUNCH_START = [
     *PREFIX,
     Row("guest LAUNCH", Status.INVALID_GUEST_STATE, {"state": GuestState.LAUNCH}),
     Row("guest RUNNING", Status.INVALID_GUEST_STATE, {"state": GuestState.RUNNING}),
-    Row("migration agent", Status.UNSUPPORTED, {"ma_en": 1}),
-    Row("IMI", Status.UNSUPPORTED, {"imi_en": 1}),
+    Row("agent no Context", Status.INVALID_GUEST, {"ma_en": 1, "ma_gctx_paddr": FREE}),
     *(Row(f"policy: {name}", Status.POLICY_FAILURE, {"policy": policy}) for name, policy in POLICIES.items()),
 ]
 
@@ -303,7 +302,7 @@ def test_every_command_asks_the_table(command: str, monkeypatch: pytest.MonkeyPa
     _with_asid(board, 0 if command == "SNP_ACTIVATE" or state is GuestState.INIT else 3)
     built = Attempt(board, Command[command], _arguments(board, command))
     monkeypatch.setattr("snpbook.spec.states.GUEST_TRANSITIONS", {})
-    for module in ("processor", "launch"):
+    for module in ("processor", "launch_update"):
         monkeypatch.setattr(f"snpbook.firmware.{module}.GUEST_TRANSITIONS", {})
     assert built.issue() is NOT_NOW
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from snpbook.firmware.identity import check_id_block
+from snpbook.firmware.identity import check_author, check_id_block
 from snpbook.spec.commands import Command
 from snpbook.spec.launch import ID_AUTH
 from snpbook.spec.policy import DEFAULT_POLICY
@@ -85,6 +85,8 @@ ROWS = [
     Row("ID key on another curve", Status.BAD_SIGNATURE, {"id_curve": 1}),
     Row("ID key off the curve", Status.BAD_SIGNATURE, {"off_curve": "id"}),
     Row("ID block signed by another", Status.BAD_SIGNATURE, {"signer": STRANGER}),
+]
+AUTHOR_ROWS = [
     Row("author key on another curve", Status.BAD_SIGNATURE, {"author_curve": 1}),
     Row("author key off the curve", Status.BAD_SIGNATURE, {"off_curve": "author"}),
     Row("ID key signed by another", Status.BAD_SIGNATURE, {"author": STRANGER}),
@@ -101,6 +103,22 @@ def test_id_block_refused(row: Row) -> None:
 @double(ROWS)
 def test_id_block_checks_in_order(first: Row, second: Row) -> None:
     assert_refused(finish(**first.options, **second.options), first.status)
+
+
+@single(AUTHOR_ROWS)
+def test_a_failed_author_check_leaves_the_block_stored(row: Row) -> None:
+    built = finish(**row.options)
+    before, block = built.board.psp.context(GCTX), built.board.machine.dram.read(BLOCK_AT, 96)
+    assert built.issue() is row.status
+    digest = sha384(public_key(ID_KEY)).digest()
+    assert built.board.psp.context(GCTX) == before.replace(id_block=block, id_key_digest=digest)
+
+
+@pytest.mark.parametrize("first", ROWS, ids=str)
+@pytest.mark.parametrize("second", AUTHOR_ROWS, ids=str)
+def test_the_author_comes_last(first: Row, second: Row) -> None:
+    if first.options.keys().isdisjoint(second.options):
+        assert_refused(finish(**first.options, **second.options), first.status)
 
 
 def test_accepted_with_author() -> None:
@@ -167,6 +185,7 @@ def test_published_authentication(author: bool) -> None:
     folder = VECTORS / "launch"
     auth = (folder / "auth_block.bin").read_bytes()
     check_id_block(PUBLISHED_BLOCK, ID_AUTH.unpack(auth), author, PUBLISHED_BLOCK[:48], 0x30000)
+    check_author(ID_AUTH.unpack(auth))
     worse = bytearray(auth)
     worse[0x680 if author else 0x40] ^= 1
     with pytest.raises(FirmwareRefusal) as refused:

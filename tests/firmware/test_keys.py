@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from snpbook.firmware.keys import Chip, attestation_key, hashstick, kdf, memory_key, sign_report
+from snpbook.firmware.keys import Chip, attestation_key, hashsticks, kdf, lower_stick, memory_key, sign_report
 from snpbook.spec.key_derivation import VCEK_LABEL, VLEK_LABEL
 from snpbook.spec.policy import Tcb
 
@@ -57,7 +57,7 @@ def test_kdf_binds_the_length() -> None:
 
 
 def test_hashstick_and_vcek_vector() -> None:
-    stick = hashstick(bytes(48), TCB)
+    stick = hashsticks(bytes(48), TCB)[-1]
     assert stick.hex() == STICK_7
     assert attestation_key(stick, VCEK_LABEL).public_key().public_numbers().x == VCEK_X
     assert attestation_key(stick, VLEK_LABEL).public_key().public_numbers().x != VCEK_X
@@ -67,12 +67,12 @@ def test_a_stick_hashes_down_to_older_microcode() -> None:
     stick = bytes.fromhex(STICK_7)
     for microcode in range(TCB.microcode - 1, TCB.microcode - 4, -1):
         stick = sha384(stick).digest()
-        assert stick == hashstick(bytes(48), Tcb(3, 0, 8, microcode))
+        assert stick == hashsticks(bytes(48), Tcb(3, 0, 8, microcode))[-1]
 
 
 @pytest.mark.parametrize("other", [Tcb(4, 0, 8, 0x73), Tcb(3, 1, 8, 0x73), Tcb(3, 0, 7, 0x73), Tcb(3, 0, 8, 255)])
 def test_every_component_changes_the_stick(other: Tcb) -> None:
-    assert hashstick(bytes(48), other).hex() != STICK_7
+    assert hashsticks(bytes(48), other)[-1].hex() != STICK_7
 
 
 def rfc6979(d: int, message: bytes) -> tuple[int, int]:

@@ -8,22 +8,40 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from snpbook.hardware.host_instructions import FIRMWARE, NewState
+from snpbook.hardware.msr import bios_settings
+from snpbook.hardware.rmp import decode_states
 from snpbook.spec.commands import Command
 from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT
 from snpbook.spec.layout import Record
+from snpbook.spec.firmware_image import ImageType
 from snpbook.spec.msr import Msr
-from snpbook.spec.states import GuestState, PlatformState
+from snpbook.spec.pages import PageState
+from snpbook.spec.platform import Fault
+from snpbook.spec.policy import Tcb
+from snpbook.spec.releases import release
+from snpbook.spec.states import GuestState, LegacyPlatformState, PlatformState
+from snpbook.spec.swap import MDATA_ENTRY
+from snpbook.vendor.images import firmware_image
+from snpbook.vendor.vlek import wrapped_vlek
 from tests.firmware.test_identity import AUTHOR_KEY, ID_KEY, STRANGER, id_block, public_key, signature
 from tests.firmware.test_requests import report_request, seal
 from tests.machines import Board
-from tests.reference.firmware_world import GCTX, OF_GUESTS, PAGE, POLICY, Guest, Page, Request, World
+from tests.reference.firmware_world import GCTX, OF_GUESTS, PAGE, POLICY, Guest, Mdata, Page, Request, World
 
 ASID_STATES = {"CLEAN": 0, "DIRTY": 1, "ALLOCATED": 2, "IN_USE": 3}
+
+
+FAULTS = {
+    "diag mode": Fault.DIAGNOSTIC_MODE, "old boot loader": Fault.OLD_BOOT_LOADER, "unlocked part": Fault.UNLOCKED_PART,
+    "no UMC encryption": Fault.NO_UMC_ENCRYPTION, "no ack": Fault.NO_ANSWER,
+}  # fmt: skip
 
 
 class Unrealisable(Exception):
@@ -32,12 +50,10 @@ class Unrealisable(Exception):
 
 def realise(w: World) -> Board:
     """A board in the state that a world describes."""
-    if w.faults:
-        raise Unrealisable(f"a fault of the chip: {', '.join(sorted(w.faults))}")
+    if unknown := w.faults - FAULTS.keys() - {"RMP build"}:
+        raise Unrealisable(f"a fault of the chip: {', '.join(sorted(unknown))}")
     if w.sockets > 1:
         raise Unrealisable("a second socket")
-    if w.legacy != "UNINIT":
-        raise Unrealisable("a legacy platform state")
     board = Board(cores=len(w.cores))
     if w.iommu_enforced:
         board.initialise()
@@ -50,9 +66,12 @@ def realise(w: World) -> Board:
         _set_registers(board, w)
     psp = board.psp
     psp.state = PlatformState[w.snp]
-    psp.rmp_built, psp.guest_count = w.rmp_initialised, w.guest_count
-    if w.rmp_tcb_changed:
-        raise Unrealisable("a TCB changed since the RMP was built")
+    psp.legacy.state = LegacyPlatformState[w.legacy]
+    psp.guest_count = w.guest_count
+    psp.rmp_tcb = psp.current_tcb if w.rmp_initialised else None
+    if w.rmp_initialised and w.rmp_tcb_changed:
+        psp.rmp_tcb = replace(psp.current_tcb, snp=psp.current_tcb.snp - 1)
+    psp.faults |= {FAULTS[name] for name in w.faults & FAULTS.keys()}
     psp.asids.states[:] = 0
     for states, row in zip(w.asids, psp.asids.states, strict=True):
         for asid, state in states.items():
@@ -63,11 +82,19 @@ def realise(w: World) -> Board:
 
 
 def _set_registers(board: Board, w: World) -> None:
-    """What the BIOS and the kernel left in the registers before SNP_INIT; SYSCFG last, for it locks others."""
+    """What the BIOS and the kernel left in the registers before SNP_INIT.
+
+    Building the table fails on a board whose system management memory reaches into it.
+    """
+    memory = board.machine.map
+    if "RMP build" in w.faults:
+        memory = board.machine.map = replace(memory, tseg=(w.rmp[0], w.tseg[1]))
+    booted = bios_settings(board.machine.product, memory.top, memory.top, memory.tseg, memory.rmp)
     for core, wanted in zip(board.machine.cores, w.cores, strict=True):
         core.set_by_bios({
             Msr.MTRR_FIX_64K_00000: wanted.mtrr_fixed, Msr.IORR_BASE0: wanted.iorr, Msr.TOP_MEM: wanted.tom,
-            Msr.TOP_MEM2: wanted.tom2, Msr.TSEG_BASE: wanted.tseg, Msr.HWCR: wanted.hwcr,
+            Msr.TOP_MEM2: wanted.tom2, Msr.HWCR: wanted.hwcr, Msr.TSEG_MASK: booted[Msr.TSEG_MASK],
+            Msr.TSEG_BASE: booted[Msr.TSEG_BASE] if wanted.tseg == w.tseg[0] else wanted.tseg,
             Msr.RMP_BASE: wanted.rmp_base, Msr.RMP_END: wanted.rmp_end, Msr.VM_HSAVE_PA: wanted.hsave,
             Msr.SYSCFG: wanted.syscfg,
         })  # fmt: skip
@@ -87,12 +114,9 @@ def _make_guest(board: Board, gctx: int, guest: Guest) -> None:
     values: dict[str, Any] = {"state": GuestState[guest.gstate], "asid": guest.asid, "policy": guest.policy}
     values |= {f"msg_count{number}": count for number, count in enumerate(guest.msg_count)}
     values |= {"imi_en": int(guest.imi_en), "vcek_dis": int(guest.vcek_dis)}
+    values |= {"oek_iv_count": guest.iv_count, "root_md_entry": MDATA_ENTRY.unpack(mdata_entry(guest.root))}
     if guest.ma is not None:
-        values["ma_gctx_paddr"] = guest.ma
-    if guest.iv_count:
-        values["oek_iv_count"] = guest.iv_count
-    if missing := values.keys() - GUEST_CONTEXT.fields.keys():
-        raise Unrealisable(f"a guest context with {', '.join(sorted(missing))}")
+        values["ma_paddr"] = guest.ma
     board.psp.save_context(gctx, context.replace(**values))
 
 
@@ -151,6 +175,30 @@ def _launch_finish(board: Board, w: World, r: Request) -> None:
     _write(board, r.id_auth_paddr, auth.ljust(0x1000, b"\0"))
 
 
+def mdata_entry(m: Mdata, tag: bytes = bytes(16), gfn: int = 0x200, iv: int = 5) -> bytes:
+    """A metadata entry as 9.4 has it, of a page with VMPL0's permissions only."""
+    flags = m.valid | m.validated << 1 | m.vmsa << 2 | m.metadata << 3 | m.large << 4
+    return struct.pack("<QQ16sQQ16x", 0, iv, tag, flags | gfn << 12, 0xF)
+
+
+def _activate_ex(board: Board, w: World, r: Request) -> None:
+    _write(board, r.ids_paddr, struct.pack(f"<{len(r.apic_ids)}I", *r.apic_ids))
+
+
+def _swap_in(board: Board, w: World, r: Request) -> None:
+    """A page that was swapped out, and its entry in memory or in the context."""
+    context = context_of(board)
+    entry: Mdata = w.guests[GCTX].root if r.root_mdata_en else r.mdata
+    sealed = AESGCM(context.oek).encrypt(struct.pack("<Q4x", 5), bytes(2 << 20 if r.page_size else PAGE), None)
+    _write(board, r.src_paddr & -PAGE, sealed[:-16])
+    tag = sealed[-16:] if entry.tag else bytes([sealed[-16] ^ 1]) + sealed[-15:]
+    packed = mdata_entry(entry, tag)
+    if r.root_mdata_en:
+        board.psp.save_context(GCTX, context.replace(root_md_entry=MDATA_ENTRY.unpack(packed)))
+    else:
+        _write(board, r.mdata_paddr, packed)
+
+
 def _guest_request(board: Board, w: World, r: Request) -> None:
     assert board.psp.vcek, "derived before and not by the command: the processor remembers it"
     m, context = r.message, context_of(board)
@@ -163,6 +211,35 @@ def _guest_request(board: Board, w: World, r: Request) -> None:
     _write(board, r.request_paddr, message[: PAGE - r.request_paddr % PAGE])
 
 
+def _init_ex(board: Board, w: World, r: Request) -> None:
+    _write(board, r.list_paddr & -PAGE, bytes(PAGE))
+
+
+def _set_state(board: Board, w: World, r: Request) -> None:
+    one = struct.pack("<QII", r.base, r.pages, 0)
+    _write(board, r.list_paddr, struct.pack("<II", r.count, r.list_reserved) + one)
+
+
+def _vlek_load(board: Board, w: World, r: Request) -> None:
+    tcb = board.psp.reported_tcb
+    step = {"reported": 0, "lower": -1, "higher": 1}[r.blob_tcb]
+    blob = wrapped_vlek("a provider", board.psp.chip, replace(tcb, microcode=tcb.microcode + step), bytes(12))
+    _write(board, r.paddr, blob if r.tag else blob[:0x1A0] + bytes([blob[0x1A0] ^ 1]) + blob[0x1A1:])
+
+
+def _download(board: Board, w: World, r: Request) -> None:
+    named: dict[str, Any] = {
+        "rollback": {"svn": 23}, "unsupported": {"product": "genoa"}, "wrong type": {"kind": ImageType.BOOT_LOADER},
+        "memory": {"memory": 1 << 30}, "refuses the state": {"refuses_state": True},
+        "not restored": {"refuses_state": True},
+    }  # fmt: skip
+    good = {"product": "milan", "release": release("1.58"), "build": 65, "svn": 25, "size": max(r.fw_len, 0xD0)}
+    image = firmware_image(**{**good, **named.get(r.image, {})})
+    faults = {"broadcast": Fault.NO_ANSWER, "not restored": Fault.NO_RESTORE}
+    board.psp.faults |= {faults[r.image]} if r.image in faults else set()
+    _write(board, r.fw_paddr, image[:-1] + bytes([image[-1] ^ 1]) if r.image == "signature" else image)
+
+
 def _write(board: Board, address: int, data: bytes) -> None:
     """Write where there is plain DRAM to write to; elsewhere the firmware is to refuse the address."""
     if address + len(data) <= 47 << 20 and not 0xA0000 <= address < 0xC0000:
@@ -171,6 +248,8 @@ def _write(board: Board, address: int, data: bytes) -> None:
 
 MEMORY: dict[str, Callable[[Board, World, Request], None]] = {
     "SNP_LAUNCH_UPDATE": _launch_update, "SNP_LAUNCH_FINISH": _launch_finish, "SNP_GUEST_REQUEST": _guest_request,
+    "SNP_ACTIVATE_EX": _activate_ex, "SNP_PAGE_SWAP_IN": _swap_in, "SNP_INIT_EX": _init_ex,
+    "SNP_PAGE_SET_STATE": _set_state, "SNP_VLEK_LOAD": _vlek_load, "SNP_DOWNLOAD_FIRMWARE_EX": _download,
 }  # fmt: skip
 
 
@@ -178,28 +257,50 @@ def observe(board: Board, w: World) -> dict[str, object]:
     """What a board shows of the things that a world names, in the world's words."""
     psp = board.psp
     seen: dict[str, object] = {"snp": psp.state.name, "guest_count": psp.guest_count}
+    seen["table"] = psp.rmp_built, board.machine.iommu.snp_enabled
+    seen["identity"] = psp.mask_chip_id, psp.mask_chip_key, psp.vlek is not None
+    seen["TCBs"] = _parts(psp.committed_tcb), psp.configured_tcb and _parts(psp.configured_tcb)
+    seen["cores"] = [(core.wbinvd_done, core.rdmsr(Msr.SYSCFG)) for core in board.machine.cores]
     names = {number: name for name, number in ASID_STATES.items()}
     for ccx, row in enumerate(psp.asids.states):
         seen[f"ASIDs of complex {ccx}"] = {asid: names[int(s)] for asid, s in enumerate(row) if asid and s}
     for address in w.pages:
-        state = board.machine.rmp.state(address >> 12).name
+        state = PageState(int(decode_states(board.machine.rmp.load(range(address >> 12, (address >> 12) + 1)))[0])).name
         entry = board.cpu.rmp_entry(address >> 12)
-        seen[f"page {address:#x}"] = (state, bool(entry.page_size), entry.asid)
+        owner = (entry.gfn & (1 << 36) - 1) << 12 if state == "METADATA" else 0
+        gfn, masks = (entry.gfn, (entry.vmpl1, entry.vmpl2, entry.vmpl3)) if entry.asid else (0, (0, 0, 0))
+        seen[f"page {address:#x}"] = (state, bool(entry.page_size), entry.asid, gfn, bool(entry.vmsa), owner, masks)
     for gctx in w.guests:
         context = context_of(board, gctx)
         block = any(context.id_block)
         counts = [getattr(context, f"msg_count{number}") for number in range(4)]
-        seen[f"guest {gctx:#x}"] = (context.state.name, context.asid, context.policy, counts, block)
+        flags = context.imi_en, context.vcek_dis, context.oek_iv_count, context.root_md_entry.valid
+        agent = None if context.ma_paddr in (0, 2**64 - 1) else context.ma_paddr
+        seen[f"guest {gctx:#x}"] = (context.state.name, context.asid, context.policy, counts, block, flags, agent)
     return seen
+
+
+def _parts(tcb: Tcb) -> tuple[int, int, int, int]:
+    return tcb.bootloader, tcb.tee, tcb.snp, tcb.microcode
 
 
 def described(w: World) -> dict[str, object]:
     """The same of a world."""
     seen: dict[str, object] = {"snp": w.snp, "guest_count": w.guest_count}
+    seen["table"] = w.rmp_initialised, w.iommu_enforced
+    seen["identity"] = w.mask_chip_id, w.mask_chip_key, w.vlek
+    seen["TCBs"] = w.committed, w.configured
+    seen["cores"] = [(core.wbinvd, core.syscfg) for core in w.cores]
     for ccx, states in enumerate(w.asids):
         seen[f"ASIDs of complex {ccx}"] = {asid: s for asid, s in sorted(states.items()) if s != "CLEAN"}
     for address, page in w.pages.items():
-        seen[f"page {address:#x}"] = (page.state, page.large, page.asid)
+        of_guest = page.state in OF_GUESTS
+        gfn, vmpl = (page.gfn, page.vmpl) if of_guest else (0, (0, 0, 0))
+        vmsa = page.state == "CONTEXT" or (page.vmsa and of_guest)
+        seen[f"page {address:#x}"] = (page.state, page.large, page.asid, gfn, vmsa, page.owner, vmpl)
     for gctx, guest in w.guests.items():
-        seen[f"guest {gctx:#x}"] = (guest.gstate, guest.asid, guest.policy, guest.msg_count, guest.id_block)
+        flags = guest.imi_en, guest.vcek_dis, guest.iv_count, guest.root.valid
+        seen[f"guest {gctx:#x}"] = (
+            guest.gstate, guest.asid, guest.policy, guest.msg_count, guest.id_block, flags, guest.ma
+        )  # fmt: skip
     return seen

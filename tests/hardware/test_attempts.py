@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snpbook.hardware.attempts import GUEST_INSTRUCTIONS, Order, attempt
+from snpbook.hardware.attempts import GUEST_INSTRUCTIONS, Answer, Order, attempt
 from snpbook.hardware.exits import InvalidOpcode
 from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.hardware.workbench import PLAY, Workbench
@@ -14,6 +14,13 @@ from tests.sampling import sampled
 P = PLAY.start
 SIZE = 512
 TIMES = "\u00d7"
+SUBPAGES = 0x1FF << 3
+
+
+def unlike(answer: Answer) -> int:
+    """The bits in which the page's entry, both words, has changed."""
+    (low, high), (old_low, old_high) = answer.after, answer.before
+    return (low ^ old_low) | (high ^ old_high) << 64
 
 
 def order(rng: np.random.Generator, instructions: list[str]) -> Order:
@@ -46,7 +53,7 @@ def test_every_refusal_on_random_orders_has_its_reason(seed: int) -> None:
             seen.add((given.instruction, answer.code))
             assert (answer.reason is None) == (answer.code in {"SUCCESS", "not reached"}), (given, answer)
             if answer.reason is not None:
-                assert answer.before == answer.after, "a refusal changes nothing"
+                assert unlike(answer) & ~SUBPAGES == 0, "a refusal changes nothing but a count of neighbours"
                 assert answer.reason.expected != answer.reason.found, answer.reason
                 assert answer.reason.cite
     assert len(seen) > 10, seen

@@ -77,7 +77,7 @@ def compare(rng: random.Random, kind: str, c_bit: int, *, mapping: bool = True) 
         changed = dict(words)
         for step in walk.steps:
             mine = step.owners == i
-            for spa, bits in zip(step.addresses[mine], step.missing(KINDS[kind].writes)[mine], strict=True):
+            for spa, bits in zip(step.addresses[mine], step.missing(KINDS[kind].writes_nested)[mine], strict=True):
                 changed[int(spa)] |= int(bits)
         assert changed == cpu.host
 

@@ -130,7 +130,7 @@ def test_the_places_of_a_guests_tables_are_held_too() -> None:
     bench.map(3, 0, 0)
     assert isinstance(core.read(0x8000, 1), bytes)
     core.flush_tlb()
-    assert core.read(0x8000, 1) == Npf(3 * PAGE, FaultError(0x6_0000_0004))
+    assert core.read(0x8000, 1) == Npf(3 * PAGE, FaultError(0x6_0000_0006))
 
 
 @pytest.mark.parametrize(

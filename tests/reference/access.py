@@ -134,7 +134,7 @@ def needed(kind: str, cpl: int) -> int:
 def exit_info(actor: str, kind: str, c_bit: bool) -> int:
     """The bits of EXITINFO1 that tell of the access; nested accesses are a user's. P, RSVD and RMP come on top."""
     bits = U
-    bits |= W if kind in WRITES else 0
+    bits |= W if kind in WRITES or kind == "walk" else 0  # a table walk is a user's write to the nested tables
     bits |= FETCH if kind == "fetch" else 0
     bits |= SSS_ACCESS if kind in SHADOW_STACK else 0
     bits |= WALK if kind in PAGE_TABLE_ACCESSES else FINAL

@@ -142,7 +142,8 @@ class Vcpu:
 
     def nested_walk(self, gfn: int, kind: str, c: bool) -> tuple[int, int]:
         """The nested tables: every access is a user's, and CR0.WP is nothing to it."""
-        write, fetch = kind in ("write", "ad-update"), kind == "fetch"
+        # "Table walks for guest page tables are always treated as user writes" (APM2 15.25.5).
+        write, fetch = kind in ("write", "walk", "ad-update"), kind == "fetch"
         error = exit_info(self.actor, kind, c)
         if gfn >= 2**36:
             raise Fault("NPF", error, gfn * 4096)  # four levels reach no further
