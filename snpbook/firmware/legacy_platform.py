@@ -1,4 +1,4 @@
-"""The legacy platform as a whole: INIT, INIT_EX, SHUTDOWN, PLATFORM_RESET, PLATFORM_STATUS, DF_FLUSH, GET_ID, NOP.
+"""The legacy platform as a whole: INIT, INIT_EX, SHUTDOWN, PLATFORM_RESET, PLATFORM_STATUS, and what little is left.
 
 Both platforms may run at once: SNP is initialised first, and then the legacy one. That the host cannot reach a trusted
 memory region (TMR) is not modelled: nothing is kept there (MODEL). Sources: SEV API, firmware 1.55.25.
@@ -6,10 +6,12 @@ memory region (TMR) is not modelled: nothing is kept there (MODEL). Sources: SEV
 
 from __future__ import annotations
 
+from snpbook.firmware.configuration import commit
 from snpbook.firmware.legacy_buffers import ShortBuffer, check_output
 from snpbook.firmware.legacy_keys import is_owned, keep_identity, load_identity, new_identity
 from snpbook.firmware.pages import check_address, without_c_bit
 from snpbook.firmware.processor import SecureProcessor
+from snpbook.firmware.updates import load_image, run
 from snpbook.spec.commands import Command
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
@@ -154,6 +156,18 @@ def platform_status(psp: SecureProcessor, buffer: Record) -> Record:
 def df_flush(psp: SecureProcessor, buffer: Record) -> None:
     """Write the data fabric's buffers out, so that dirty ASIDs can be used again: what SNP_DF_FLUSH does."""
     psp.asids.df_flush()
+
+
+def download_firmware(psp: SecureProcessor, buffer: Record) -> None:
+    """Load another firmware, run it and commit it; neither platform may be initialised."""
+    # CHECKS
+    psp.legacy.after(Command.DOWNLOAD_FIRMWARE)
+    require(not psp.initialised, Status.INVALID_PLATFORM_STATE, "platform state", "UNINIT", psp.state.name, "SEV")
+    build = load_image(psp, buffer.paddr, buffer.len)
+
+    # ACTION
+    run(psp, build)
+    commit(psp)
 
 
 def get_id(psp: SecureProcessor, buffer: Record) -> Record:

@@ -44,6 +44,7 @@ COMMANDS: Commands = {
     Command.PDH_CERT_EXPORT: (legacy.PDH_CERT_EXPORT, legacy_keys.pdh_cert_export, None),
     Command.PDH_GEN: (None, legacy_keys.pdh_gen, None),
     Command.DF_FLUSH: (None, legacy_platform.df_flush, None),
+    Command.DOWNLOAD_FIRMWARE: (legacy.DOWNLOAD_FIRMWARE, legacy_platform.download_firmware, None),
     Command.GET_ID: (legacy.GET_ID, legacy_platform.get_id, None),
     Command.INIT_EX: (legacy.INIT_EX, legacy_platform.init_ex, None),
     Command.NOP: (None, legacy_platform.nop, None),

@@ -65,7 +65,7 @@ def load_image(psp: SecureProcessor, address: int, length: int) -> FirmwareBuild
     require(product == name, Status.INVALID_CONFIG, "the image's product", name, product)
     abi = RELEASES.get(f"{header.revision_major}.{header.revision_minor}")
     known = ", ".join(RELEASES)
-    supported = abi is not None and abi.snp
+    supported = abi is not None and abi.snp is psp.release.abi.snp
     require(supported, Status.INVALID_CONFIG, "the image's revision is modelled", known, header.revision_minor)
     require(header.type is ImageType.SEV, Status.INVALID_PARAM, "type of the image", ImageType.SEV, header.type)
     enough = header.memory <= IMAGE_LIMIT

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -51,3 +52,14 @@ def test_every_library_in_use_is_asked_for() -> None:
     asked = {canonicalize_name(Requirement(line).name) for line in metadata.requires("snpbook") or []}
     providers = metadata.packages_distributions()
     assert {name for name in used if not asked & {canonicalize_name(d) for d in providers.get(name, [])}} == set()
+
+
+def test_the_doors_name_every_part_of_the_silicon() -> None:
+    """What host and guest may import of the hardware is a list; a new file joins it on purpose or not at all."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (doors,) = (c for c in config["tool"]["importlinter"]["contracts"] if c.get("id") == "doors")
+    parts = {f"snpbook.hardware.{path.stem}" for path in (ROOT / "snpbook" / "hardware").glob("[a-z]*.py")}
+    open_ = {
+        f"snpbook.hardware.{name}" for name in ("dram", "executor", "exits", "guest_cpu", "host_instructions", "ports")
+    }
+    assert set(doors["forbidden_modules"]) == parts - open_

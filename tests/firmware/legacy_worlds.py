@@ -15,7 +15,7 @@ from snpbook.firmware.legacy_state import LegacyGuest, TransportKeys
 from snpbook.hardware.save_area import seal
 from snpbook.spec.layout import Record
 from snpbook.spec.sev_certificates import SCALAR_SIZE
-from snpbook.spec.states import LegacyGuestState, LegacyPlatformState
+from snpbook.spec.states import LegacyGuestState
 from snpbook.vendor.sev_ca import SevCa
 from tests.firmware import legacy_owner as other
 from tests.firmware.legacy_owner import Owner
@@ -37,7 +37,6 @@ def identity() -> Record:
 def realise_legacy(board: Board, w: World) -> None:
     """The legacy platform, its identity and its guests, poked in."""
     legacy, machine = board.psp.legacy, board.machine
-    legacy.state = LegacyPlatformState[w.legacy]
     if w.legacy != "UNINIT":
         legacy.identity = identity().replace(oca_key=bytes(SCALAR_SIZE)) if w.owned else identity()
         legacy.tmr = TMR if w.legacy_es else None

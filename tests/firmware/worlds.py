@@ -30,6 +30,7 @@ from snpbook.spec.states import GuestState, LegacyPlatformState, PlatformState
 from snpbook.spec.swap import MDATA_ENTRY
 from snpbook.vendor.images import firmware_image
 from snpbook.vendor.vlek import wrapped_vlek
+from tests.firmware.legacy_worlds import LEGACY_MEMORY, describe_legacy, observe_legacy, realise_legacy
 from tests.firmware.test_identity import AUTHOR_KEY, ID_KEY, STRANGER, id_block, public_key, signature
 from tests.firmware.test_requests import report_request, seal
 from tests.machines import Board
@@ -72,6 +73,7 @@ def realise(w: World) -> Board:
     if w.rmp_initialised and w.rmp_tcb_changed:
         psp.rmp_tcb = replace(psp.current_tcb, snp=psp.current_tcb.snp - 1)
     psp.faults |= {FAULTS[name] for name in w.faults & FAULTS.keys()}
+    realise_legacy(board, w)
     psp.asids.states[:] = 0
     for states, row in zip(w.asids, psp.asids.states, strict=True):
         for asid, state in states.items():
@@ -250,13 +252,14 @@ MEMORY: dict[str, Callable[[Board, World, Request], None]] = {
     "SNP_LAUNCH_UPDATE": _launch_update, "SNP_LAUNCH_FINISH": _launch_finish, "SNP_GUEST_REQUEST": _guest_request,
     "SNP_ACTIVATE_EX": _activate_ex, "SNP_PAGE_SWAP_IN": _swap_in, "SNP_INIT_EX": _init_ex,
     "SNP_PAGE_SET_STATE": _set_state, "SNP_VLEK_LOAD": _vlek_load, "SNP_DOWNLOAD_FIRMWARE_EX": _download,
+    "DOWNLOAD_FIRMWARE": _download, **LEGACY_MEMORY,
 }  # fmt: skip
 
 
 def observe(board: Board, w: World) -> dict[str, object]:
     """What a board shows of the things that a world names, in the world's words."""
     psp = board.psp
-    seen: dict[str, object] = {"snp": psp.state.name, "guest_count": psp.guest_count}
+    seen: dict[str, object] = {"snp": psp.state.name, "guest_count": psp.guest_count, **observe_legacy(board)}
     seen["table"] = psp.rmp_built, board.machine.iommu.snp_enabled
     seen["identity"] = psp.mask_chip_id, psp.mask_chip_key, psp.vlek is not None
     seen["TCBs"] = _parts(psp.committed_tcb), psp.configured_tcb and _parts(psp.configured_tcb)
@@ -269,7 +272,8 @@ def observe(board: Board, w: World) -> dict[str, object]:
         entry = board.cpu.rmp_entry(address >> 12)
         owner = (entry.gfn & (1 << 36) - 1) << 12 if state == "METADATA" else 0
         gfn, masks = (entry.gfn, (entry.vmpl1, entry.vmpl2, entry.vmpl3)) if entry.asid else (0, (0, 0, 0))
-        seen[f"page {address:#x}"] = (state, bool(entry.page_size), entry.asid, gfn, bool(entry.vmsa), owner, masks)
+        vmsa = bool(entry.vmsa) and state != "RECLAIM"
+        seen[f"page {address:#x}"] = (state, bool(entry.page_size), entry.asid, gfn, vmsa, owner, masks)
     for gctx in w.guests:
         context = context_of(board, gctx)
         block = any(context.id_block)
@@ -286,7 +290,7 @@ def _parts(tcb: Tcb) -> tuple[int, int, int, int]:
 
 def described(w: World) -> dict[str, object]:
     """The same of a world."""
-    seen: dict[str, object] = {"snp": w.snp, "guest_count": w.guest_count}
+    seen: dict[str, object] = {"snp": w.snp, "guest_count": w.guest_count, **describe_legacy(w)}
     seen["table"] = w.rmp_initialised, w.iommu_enforced
     seen["identity"] = w.mask_chip_id, w.mask_chip_key, w.vlek
     seen["TCBs"] = w.committed, w.configured

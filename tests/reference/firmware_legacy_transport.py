@@ -86,7 +86,7 @@ LAUNCH_SECRET = Spec(
 def _send_start() -> tuple[World, Request]:
     case = of_handle(
         "RUNNING", 0, policy=0, pdh_paddr=SRC, pdh_len=2084, plat_paddr=SRC + PAGE, plat_len=3 * 2084,
-        amd_paddr=SRC + 4 * PAGE, amd_len=0xC00, session_paddr=OUT, session_len=0x80,
+        amd_paddr=SRC + 4 * PAGE, amd_len=0xC80, session_paddr=OUT, session_len=0x80,
     )  # fmt: skip
     case[0].handles[HANDLE].policy = SEV | DOMAIN
     return with_pages(case, OUT, chain="good", receiver_api=API, oca="own")
