@@ -1,4 +1,4 @@
-"""SNP_INIT_EX: the machine it demands, check by check, and the table that it builds."""
+"""SNP_INIT_EX: the machine it demands, check by check, the table that it builds, and its newer switches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snpbook.spec.pages import PageState
 from snpbook.spec.states import PlatformState
 from snpbook.spec.status import Status
 from tests.firmware.rows import PLACES, Attempt, Row, assert_refused, double, single
-from tests.machines import BUFFER, FREE, MIB, PAGE, SYSCFG_FOR_SNP, Board, World
+from tests.machines import BUFFER, FREE, GCTX, MIB, PAGE, SYSCFG_FOR_SNP, Board, World
 
 MFDM, ENCRYPTION, SNP, VMPL = (1 << bit for bit in (19, 23, 24, 25))
 LIST = FREE + 5 * PAGE
@@ -84,14 +84,14 @@ def test_init_checks_in_order(first: Row, second: Row) -> None:
 def test_a_list_needs_init_rmp() -> None:
     """The RMP has been built before, so that INIT_RMP = 0 alone would do."""
     built = init_ex(init_rmp=0, listed=LIST, hsave=0x5000)
-    built.board.psp.rmp_built = True
+    built.board.psp.rmp_tcb = built.board.psp.current_tcb
     assert_refused(built, Status.INVALID_PARAM)
 
 
 def test_init_without_init_rmp_keeps_all_page_states() -> None:
     """VM_HSAVE_PA matters only where the table is built."""
     built = init_ex(init_rmp=0, hsave=0x5000)
-    built.board.psp.rmp_built = True
+    built.board.psp.rmp_tcb = built.board.psp.current_tcb
     built.board.machine.dram.write(PLACES["rmp"], b"\x5a" * MIB)
     assert built.issue() is Status.SUCCESS
     assert built.board.machine.dram.read(PLACES["rmp"], MIB) == b"\x5a" * MIB
@@ -196,12 +196,14 @@ def test_the_raw_entries_are_the_documented_ones() -> None:
     assert board.cpu.read(address, 16) == b"\4" + bytes(15), "an entry lies where the sheet says"
 
 
-def test_init_again_after_shutdown_would_build_anew() -> None:
-    """UNINIT is set by hand: SNP_SHUTDOWN is not modelled yet."""
+def test_init_again_after_shutdown_builds_anew() -> None:
     board = build()
     board.assign(FREE, FIRMWARE)
-    board.psp.state = PlatformState.UNINIT
-    board.ok(Command.SNP_INIT_EX, init_rmp=1)
+    board.cpu.wbinvd()
+    board.ok(Command.SNP_DF_FLUSH)
+    board.ok(Command.SNP_SHUTDOWN)
+    assert board.state(FREE) == PageState.FIRMWARE, "a shutdown keeps page states"
+    board.ok(Command.SNP_INIT)
     check_table(board)
 
 
@@ -215,3 +217,87 @@ def test_nothing_else_is_written() -> None:
         n for n in after.memory if n not in before.memory or not np.array_equal(after.memory[n], before.memory[n])
     }
     assert changed == {rmp, buffer}
+
+
+# The switches of newer firmware.
+
+
+def switched(release: str = "1.58", **fields: int) -> Attempt:
+    """SNP_INIT_EX on a machine whose firmware is of a release."""
+    board = Board(release=release)
+    for core in board.machine.cores:
+        core.wrmsr(Msr.SYSCFG, SYSCFG_FOR_SNP)
+    return Attempt(board, Command.SNP_INIT_EX, {"init_rmp": 1, **fields})
+
+
+@pytest.mark.parametrize("field", ["rapl_dis", "ciphertext_hiding_en", "tio_en", "max_snp_asid"])
+@pytest.mark.parametrize("release", ["1.55", "1.58"])
+def test_older_firmware_takes_the_switches_for_reserved_bits(release: str, field: str) -> None:
+    attempt = switched(release, **{field: 1})
+    status = attempt.issue()
+    reserved = "reserved" in attempt.board.log.events[-1].reason
+    assert reserved == (release == "1.55")
+    assert status == (Status.INVALID_PARAM if release == "1.55" else {"rapl_dis": 0, "tio_en": 0x15}.get(field, 0x16))
+
+
+def test_trusted_io_is_refused_by_name() -> None:
+    attempt = switched(tio_en=1)
+    assert_refused(attempt, Status.UNSUPPORTED)
+    assert "trusted I/O" in attempt.board.log.events[-1].reason
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_hidden_asids_are_those_of_snp_guests(limit: int) -> None:
+    assert_refused(switched(ciphertext_hiding_en=1, max_snp_asid=limit), Status.INVALID_PARAM)
+
+
+def test_ciphertext_hiding_parts_the_asids_and_a_shutdown_joins_them() -> None:
+    attempt = switched(ciphertext_hiding_en=1, max_snp_asid=7, rapl_dis=1)
+    board = attempt.board
+    assert attempt.issue() is Status.SUCCESS
+    assert board.machine.hidden_asids == 7
+    board.cpu.wbinvd()
+    board.ok(Command.SNP_DF_FLUSH)
+    board.start(asid=0)
+    assert board.command(Command.SNP_ACTIVATE, gctx_paddr=GCTX, asid=8) is Status.INVALID_ASID
+    board.ok(Command.SNP_ACTIVATE, gctx_paddr=GCTX, asid=7)
+    board.assign(FREE, FIRMWARE)
+    board.ok(Command.SNP_PLATFORM_STATUS, status_paddr=FREE)
+    assert board.cpu.read(FREE + 8, 1)[0] == 0x78, "feature info, RAPL off, hiding possible, hiding on"
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    board.ok(Command.SNP_SHUTDOWN)
+    assert board.machine.hidden_asids == 0
+    assert board.psp.platform_info & 0x18 == 0
+
+
+# What a host may ask.
+
+FEATURES = {"1.51": 0x02, "1.55": 0x03, "1.58": 0x203F}
+"""ECX of index 0 by the sheet: VLEK, X86_SNP_SHUTDOWN, RAPL, hiding, XTS, CXL; VERIFY_MITIGATION."""
+
+
+@pytest.mark.parametrize("release", FEATURES)
+def test_feature_info(release: str) -> None:
+    board = Board(release=release)
+    board.ok(Command.SNP_FEATURE_INFO, length=16, feature_info_paddr=FREE)
+    assert struct.unpack("<4I", board.cpu.read(FREE, 16)) == (1, 1, FEATURES[release], 0)
+    board.ok(Command.SNP_FEATURE_INFO, length=16, ecx_in=1, feature_info_paddr=FREE + 16)
+    assert struct.unpack("<4I", board.cpu.read(FREE + 16, 16)) == (0x1FF, 0, 0, 0)
+
+
+def test_verify_mitigation() -> None:
+    board = Board(release="1.58")
+    fields = {"length": 0x40, "dst_paddr_en": 1, "dst_paddr": FREE}
+    board.ok(Command.SNP_VERIFY_MITIGATION, subcommand=0, vector=1, **fields)
+    assert board.cpu.read(FREE, 20) == struct.pack("<QQI", 0, 1, 0), "asked only"
+    board.ok(Command.SNP_VERIFY_MITIGATION, subcommand=1, vector=3, **fields)
+    assert board.cpu.read(FREE, 20) == struct.pack("<QQI", 1, 1, 1), "one is verified, one is unknown"
+    board.ok(Command.SNP_VERIFY_MITIGATION, subcommand=1, vector=1, **fields)
+    assert board.cpu.read(FREE, 20) == struct.pack("<QQI", 1, 1, 0)
+    assert board.psp.mitigations == 1
+
+
+@pytest.mark.parametrize("fields", [{"length": 0x3F}, {"subcommand": 2}, {"src_paddr_en": 1}], ids=str)
+def test_verify_mitigation_refuses(fields: dict[str, int]) -> None:
+    board = Board(release="1.58")
+    assert_refused(Attempt(board, Command.SNP_VERIFY_MITIGATION, {"length": 0x40, **fields}), Status.INVALID_PARAM)

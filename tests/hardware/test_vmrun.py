@@ -16,7 +16,8 @@ from snpbook.spec.vmsa import VMSA
 from tests.hardware.guests import ASID, PAGE, VMCB_PAGE, VMSA_PAGE, Bench
 from tests.hardware.kinds import AnyBench
 
-AVIC = 1 << 31
+BUSY, IDLE_REQUIRED = -2 % 2**64, -3 % 2**64
+AVIC, SMT = 1 << 31, 1 << 15
 
 
 async def nothing(cpu: GuestCpu) -> None:
