@@ -196,7 +196,6 @@ class HostileHost(RuleBasedStateMachine):
     def validate(self, asid: int, gfn: int, large: bool) -> None:
         self.pvalidate(asid, GFN + (gfn & -512 if large else gfn), True, large)
 
-    @rule(asid=asids, gfn=places, large=st.booleans())
     def rescind(self, asid: int, gfn: int, large: bool) -> None:
         self.pvalidate(asid, GFN + (gfn & -512 if large else gfn), False, large)
 
@@ -213,11 +212,27 @@ class HostileHost(RuleBasedStateMachine):
     def rescind_held(self, asid: int, pick: int) -> None:
         self.rescind(asid, self.held(asid, pick), False)
 
-    @rule(asid=asids, pick=picks, value=st.binary(min_size=16, max_size=16))
-    def use_held(self, asid: int, pick: int, value: bytes) -> None:
+    @rule(asid=asids, pick=picks)
+    def validate_mapped(self, asid: int, pick: int) -> None:
+        """A page that the host has mapped, perhaps one that the guest has given back before."""
+        mapped = [(gfn, page) for (owner, gfn), page in self.mapping.items() if owner == asid and gfn >= 0]
+        if mapped:
+            self.pvalidate(asid, mapped[pick % len(mapped)][0], True, False)
+
+    @rule(asid=asids, pick=picks, vmpl=vmpls, value=st.binary(min_size=16, max_size=16))
+    def use_held(self, asid: int, pick: int, vmpl: int, value: bytes) -> None:
         """A page that the guest relies on: read what it wrote, and write."""
-        self.guest_read(asid, self.held(asid, pick), 0)
-        self.guest_write(asid, self.held(asid, pick), 0, value)
+        self.guest_read(asid, self.held(asid, pick), vmpl)
+        self.guest_write(asid, self.held(asid, pick), vmpl, value)
+
+    @rule(
+        asid=asids, pick=picks, caller=st.sampled_from([0, 0, 1, 2]), below=st.integers(1, 3), rights=st.integers(0, 15)
+    )
+    def adjust_held(self, asid: int, pick: int, caller: int, below: int, rights: int) -> None:
+        gfn = self.held(asid, pick)
+        found = self.translate(asid, GFN + gfn)
+        if found is not None:
+            self.adjust(asid, gfn, caller, min(caller + below, 3), rights, bool(self.before["large"][found[0] - FIRST]))
 
     def pvalidate(self, asid: int, gfn: int, validate: bool, large: bool) -> None:
         covered = set(range(gfn, gfn + (512 if large else 1)))
@@ -248,7 +263,6 @@ class HostileHost(RuleBasedStateMachine):
             self.written[asid, GFN + gfn] = value
             self.raw[page - FIRST] = self.board.machine.dram.read(page * PAGE, PAGE)
 
-    @rule(asid=asids, gfn=places, vmpl=vmpls)
     def guest_read(self, asid: int, gfn: int, vmpl: int) -> None:
         """Integrity: what a guest reads is what it wrote last."""
         page = self.reach(asid, GFN + gfn, vmpl, 1)
