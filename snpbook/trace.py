@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from snpbook.spec.pages import PAGES_PER_LARGE
+from snpbook.spec.refusal import Refusal
 from snpbook.spec.rmp import LARGE, VALIDATED
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Instruction(Event):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class FirmwareCommand(Event):
-    """A mailbox command and its status; a run of SNP_LAUNCH_UPDATE is one event with `pages`.
+    """A mailbox command and its status, with the refusal behind it; a run of SNP_LAUNCH_UPDATE is one with `pages`.
 
     `changed` are the pages whose RMP entries the command wrote (n,), `before` and `after` their `PageState`s (n,). The
     building of a whole table is not told page by page.
@@ -60,7 +61,7 @@ class FirmwareCommand(Event):
     name: str
     status: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    reason: str = ""
+    refusal: Refusal | None = None
     pages: range | NDArray[Any] | None = None
     changed: NDArray[Any] | None = None
     before: NDArray[Any] | None = None
@@ -69,6 +70,11 @@ class FirmwareCommand(Event):
     @property
     def count(self) -> int:
         return 1 if self.pages is None else len(self.pages)
+
+    @property
+    def reason(self) -> str:
+        """The refusal in one line; empty for a success."""
+        return str(self.refusal or "")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)

@@ -68,7 +68,12 @@ class Board:
         trace = Trace()
         trace.subscribe(self.log)
         self.machine = Machine(
-            product(name).running(release) if release else product(name), installed, boot_entropy=bytes(32), trace=trace, cores=cores, mapping=mapping
+            product(name).running(release) if release else product(name),
+            installed,
+            boot_entropy=bytes(32),
+            trace=trace,
+            cores=cores,
+            mapping=mapping,
         )
         self.psp = power_on(self.machine, Chip.from_seed("tests", name), counting_rng())
         self.cpu = HostCpu(self.machine)
@@ -171,7 +176,9 @@ class World:
         keys = [asid for asid in range(1024) if machine.encryption.has_key(asid)]
         rest = (
             psp.state, psp.rmp_built, psp.guest_count, psp.current_tcb, psp.committed_tcb, psp.asids.states.tobytes(),
-            sorted(machine.runnable), cores, keys,
+            sorted(machine.runnable), cores, keys, psp.rmp_tcb, psp.configured_tcb, psp.vcek_tcb, str(psp.release),
+            str(psp.committed), psp.mask_chip_id, psp.mask_chip_key, psp.vlek, psp.mitigations, psp.rapl_disabled,
+            machine.hidden_asids, machine.iommu.snp_enabled, psp.legacy.state, psp.legacy.tmr,
         )  # fmt: skip
         return cls(memory, rest)
 

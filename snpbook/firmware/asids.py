@@ -27,8 +27,8 @@ class Asids:
     def __init__(self, cores: list[Core], limit: int, min_sev_asid: int) -> None:
         self._complexes = [cores[i : i + CORES_PER_CCX] for i in range(0, len(cores), CORES_PER_CCX)]
         self.limit, self.min_sev_asid = limit, min_sev_asid
-        self.snp_limit = min_sev_asid - 1
-        """The highest ASID of SNP guests: ciphertext hiding parts them from SEV-ES guests."""
+        self.hidden = 0
+        """ASIDs from 1 to this one are SNP guests' alone: ciphertext hiding. 0 where SEV-ES guests share theirs."""
         self.complexes = len(self._complexes)
         self.states = np.full((self.complexes, limit + 1), AsidState.CLEAN, np.uint8)
 
@@ -43,16 +43,11 @@ class Asids:
 
     def owned_by(self, kind: GuestKind) -> range:
         """The ASIDs that guests of one kind may have."""
-        first_es = 1 if self.snp_limit == self.min_sev_asid - 1 else self.snp_limit + 1
         return {
-            GuestKind.SNP: range(1, self.snp_limit + 1),
-            GuestKind.SEV_ES: range(first_es, self.min_sev_asid),
+            GuestKind.SNP: range(1, self.hidden + 1 if self.hidden else self.min_sev_asid),
+            GuestKind.SEV_ES: range(self.hidden + 1, self.min_sev_asid),
             GuestKind.SEV: range(self.min_sev_asid, self.limit + 1),
         }[kind]
-
-    def hide(self, snp_limit: int) -> None:
-        """Part SNP's ASIDs, 1 to `snp_limit`, from those of SEV-ES; 0 ends it."""
-        self.snp_limit = snp_limit or self.min_sev_asid - 1
 
     # Activation.
 
@@ -96,9 +91,6 @@ class Asids:
         for number in np.flatnonzero(self.states[:, asid] == AsidState.IN_USE).tolist():
             self._forget(number)
         self._fire(AsidEvent.RELEASE, asid, range(self.complexes))
-
-    def take(self, asid: int, state: AsidState, complexes: Iterable[int]) -> None:
-        self.activate(asid, running=state is AsidState.IN_USE, complexes=complexes)
 
     # All of them.
 

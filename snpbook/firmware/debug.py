@@ -13,7 +13,7 @@ from snpbook.spec import rmp as spec
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SIZE, PageState
-from snpbook.spec.policy import POLICY
+from snpbook.spec.policy import guest_policy
 from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.status import Status, require
 from snpbook.spec.vmsa import VMSA
@@ -59,7 +59,7 @@ def snp_dbg_encrypt(psp: SecureProcessor, buffer: Record) -> None:
 
 def _check_guest(context: Record, page: Entry) -> None:
     require(page.asid == context.asid, Status.INVALID_PAGE_OWNER, "page owner", context.asid, page.asid)
-    policy = POLICY.unpack(context.policy.to_bytes(POLICY.size, "little"))
+    policy = guest_policy(context.policy)
     require(bool(policy.debug), Status.POLICY_FAILURE, "the policy allows debugging", 1, 0)
     require(context.asid != 0, Status.INACTIVE, "the guest has an ASID", "an ASID", 0)
 

@@ -21,14 +21,14 @@ from snpbook.firmware.pages import (
 )
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.rmp import U64
-from snpbook.spec.asids import APIC_IDS_MAX, CORES_PER_CCX, AsidState
+from snpbook.spec.asids import APIC_IDS_MAX, CORES_PER_CCX
 from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_CONTEXT, NO_AGENT
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.platform import GUEST_STATUS
-from snpbook.spec.policy import POLICY
+from snpbook.spec.policy import guest_policy
 from snpbook.spec.rmp import ASID_COUNTERS
 from snpbook.spec.snp_buffers import SNP_ACTIVATE_EX
 from snpbook.spec.states import GuestState
@@ -124,7 +124,7 @@ def check_apic_ids(psp: SecureProcessor, asid: int, count: int, address: int) ->
 
 def _check_agent_is_active(psp: SecureProcessor, context: Record) -> None:
     """A guest of one socket is where its migration agent is, and so wants an active one."""
-    policy = POLICY.unpack(context.policy.to_bytes(POLICY.size, "little"))
+    policy = guest_policy(context.policy)
     if policy.single_socket and context.ma_paddr != NO_AGENT:
         there = state_of(psp, context.ma_paddr) is PageState.CONTEXT
         asid = psp.context(context.ma_paddr).asid if there else 0
@@ -135,7 +135,7 @@ def _activate(psp: SecureProcessor, gctx: int, context: Record, complexes: range
     """Install the guest's key for its ASID; a guest that is past its launch may run at once."""
     asid, running = context.asid, context.state is GuestState.RUNNING
     psp.machine.encryption.install(asid, memory_key(context.vek_seed, psp.machine.product.memory_key_size))
-    psp.asids.take(asid, AsidState.IN_USE if running else AsidState.ALLOCATED, complexes)
+    psp.asids.activate(asid, running=running, complexes=complexes)
     if running:
         psp.machine.runnable.add(asid)
     mask = context.ccx_mask | sum(1 << number for number in complexes)

@@ -69,7 +69,8 @@ def snp_init_ex(psp: SecureProcessor, buffer: Record) -> None:
     hsave = [core.number for core in psp.machine.cores if core.rdmsr(Msr.VM_HSAVE_PA)]
     require(not (buffer.init_rmp and hsave), Status.INVALID_CONFIG, "VM_HSAVE_PA is 0 on all cores", [], hsave)
     fixed = _range_list(psp, buffer.list_paddr) if listed else []
-    _check_build(psp)
+    if buffer.init_rmp:
+        _check_build(psp)
 
     # ACTION
     if buffer.init_rmp:
@@ -78,8 +79,7 @@ def snp_init_ex(psp: SecureProcessor, buffer: Record) -> None:
     psp.machine.iommu.snp_enabled = True
     for core in psp.machine.cores:
         core.tlb.flush()
-    psp.machine.hidden_asids = buffer.max_snp_asid if buffer.ciphertext_hiding_en else 0
-    psp.asids.hide(psp.machine.hidden_asids)
+    psp.machine.hidden_asids = psp.asids.hidden = buffer.max_snp_asid
     psp.asids.all_dirty()
     psp.rapl_disabled = bool(buffer.rapl_dis)
     psp.vcek_tcb = psp.current_tcb  # quirk: the boot loader's stick, whatever TCB is reported
@@ -144,8 +144,10 @@ def _check_rmp_range(psp: SecureProcessor) -> None:
 
 
 def _check_build(psp: SecureProcessor) -> None:
-    """The table's own memory is plain: what is listed as HV-Fixed does not count there."""
-    where = psp.machine.rmp.where
+    """The table's own memory is plain DRAM that it covers; ranges that the host lists do not count there."""
+    where, end = psp.machine.rmp.where, psp.machine.rmp.entries << PAGE_SHIFT
+    covered = where.end < end
+    require(covered, Status.RMP_INITIALIZATION_FAILED, "the RMP covers its own memory", hex(where.end + 1), hex(end))
     for name, (start, end) in {"TSEG": psp.machine.map.tseg, "ASEG": ASEG, "the HT hole": HT_HOLE}.items():
         clear = where.end < start or where.base >= end
         require(clear, Status.RMP_INITIALIZATION_FAILED, f"the RMP is not in {name}", "elsewhere", where.base)

@@ -51,12 +51,8 @@ def key_request(psp: SecureProcessor, sender: Sender, message: bytes) -> bytes:
     root: bytes = context.vmrk
     if request.root_key_select is RootKey.VEK:
         root = psp.vlek if provider and psp.vlek is not None else psp.chip.hashstick(tcb)
-    return KEY_RESPONSE.pack(status=Status.SUCCESS, derived_key=derive(root, _mix(context, request, selected)))
-
-
-def derive(root: bytes, mix: bytes) -> bytes:
-    """The guest's key from a root (48 bytes of a hashstick, or the 32 of a VMRK) and what is mixed in."""
-    return kdf(root, GUEST_KEY_LABEL, mix, GUEST_KEY_SIZE)
+    key = kdf(root, GUEST_KEY_LABEL, _mix(context, request, selected), GUEST_KEY_SIZE)
+    return KEY_RESPONSE.pack(status=Status.SUCCESS, derived_key=key)
 
 
 def _selected(request: Record, version: int) -> GuestField:

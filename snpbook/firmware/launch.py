@@ -18,7 +18,7 @@ from snpbook.spec.encryption import KeyId
 from snpbook.spec.launch import ID_AUTH, ID_BLOCK
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SIZE, PageState
-from snpbook.spec.policy import PLATFORM_INFO, POLICY
+from snpbook.spec.policy import PLATFORM_INFO, guest_policy
 from snpbook.spec.status import Status, require
 
 NO_REPORT_ID = b"\xff" * 32
@@ -62,7 +62,7 @@ def check_policy(psp: SecureProcessor, policy: int, agent: Record | None) -> Non
 
     Where the rules of bits 22 to 24 stand among the others is not published (MODEL).
     """
-    wanted, abi = POLICY.unpack(policy.to_bytes(POLICY.size, "little")), psp.release.abi
+    wanted, abi = guest_policy(policy), psp.release.abi
     platform = PLATFORM_INFO.unpack(psp.platform_info.to_bytes(PLATFORM_INFO.size, "little"))
 
     def rule(holds: bool | int, name: str, expected: object = 1, found: object = 0) -> None:
@@ -81,7 +81,7 @@ def check_policy(psp: SecureProcessor, policy: int, agent: Record | None) -> Non
     if agent is not None:
         rule(wanted.migrate_ma, "a migration agent is allowed")
         rule(agent.ma_paddr == NO_AGENT, "the migration agent has none itself", "none", agent.ma_paddr)
-        single = POLICY.unpack(agent.policy.to_bytes(POLICY.size, "little")).single_socket
+        single = guest_policy(agent.policy).single_socket
         rule(single or not wanted.single_socket, "the agent of a guest of one socket is one too")
 
 

@@ -114,7 +114,10 @@ def guest_status(psp: SecureProcessor, buffer: Record) -> Record:
 
 
 def copy(psp: SecureProcessor, buffer: Record) -> None:
-    """Move whole pages of a guest to another place, where their encryption is another one."""
+    """Move whole pages of a guest to another place, where their encryption is another one.
+
+    Firmware 1.55.25 copies nothing where the first pages overlap, which aligned pages do only as the same ones.
+    """
     # CHECKS
     psp.legacy.after(Command.COPY)
     guest = psp.legacy.guest(buffer.handle)
@@ -132,9 +135,8 @@ def copy(psp: SecureProcessor, buffer: Record) -> None:
     check_output(psp, dst, size, "dst_paddr")
 
     # ACTION
-    if abs(src - dst) >= PAGE_SIZE:  # where the first pages overlap nothing is copied (quirk)
-        memory = psp.machine.memory
-        memory.write(guest.asid, dst, memory.read(guest.asid, src, size))
+    memory = psp.machine.memory
+    memory.write(guest.asid, dst, memory.read(guest.asid, src, size))
 
 
 def dbg_decrypt(psp: SecureProcessor, buffer: Record) -> None:

@@ -15,6 +15,7 @@ from snpbook.firmware.legacy_certificates import checked, public_key, sign
 from snpbook.firmware.legacy_channel import agree, check_not_compressed, check_packet, open_packet, unwrapped
 from snpbook.firmware.legacy_keys import identity_of, key_of
 from snpbook.firmware.legacy_state import LegacyGuest, TransportKeys
+from snpbook.firmware.pages import without_c_bit
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.save_area import seal
 from snpbook.spec.commands import Command
@@ -128,7 +129,7 @@ def launch_update_vmsa(psp: SecureProcessor, buffer: Record) -> None:
 
     # ACTION
     _measure(psp, buffer.handle, guest, buffer.paddr, PAGE_SIZE)
-    seal(psp.machine, guest.asid, buffer.paddr >> PAGE_SHIFT)
+    seal(psp.machine, guest.asid, without_c_bit(psp, buffer.paddr) >> PAGE_SHIFT)
 
 
 def _check_update(psp: SecureProcessor, buffer: Record, command: Command) -> LegacyGuest:

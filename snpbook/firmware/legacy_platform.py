@@ -31,9 +31,7 @@ def init(psp: SecureProcessor, buffer: Record) -> None:
     tmr = _check_tmr(psp, buffer)
 
     # ACTION
-    identity = load_identity(psp, None)
-    keep_identity(psp, new_identity(psp) if identity is None else identity)
-    _start(psp, tmr)
+    _start(psp, load_identity(psp, None), tmr)
 
     # STATE
     psp.legacy.state = after
@@ -59,8 +57,7 @@ def init_ex(psp: SecureProcessor, buffer: Record) -> None:
 
     # ACTION
     psp.legacy.nv_area = nv_area
-    keep_identity(psp, new_identity(psp) if identity is None else identity)
-    _start(psp, tmr)
+    _start(psp, identity, tmr)
 
     # STATE
     psp.legacy.state = after
@@ -106,8 +103,11 @@ def _check_nv_area(psp: SecureProcessor, buffer: Record) -> int | None:
     return spa if buffer.nv_paddr else None
 
 
-def _start(psp: SecureProcessor, tmr: tuple[int, int] | None) -> None:
-    psp.legacy.tmr = tmr
+def _start(psp: SecureProcessor, identity: Record | None, tmr: tuple[int, int] | None) -> None:
+    """Start with the identity that was stored, or with a new one."""
+    psp.legacy.identity, psp.legacy.tmr = identity, tmr
+    if identity is None:
+        keep_identity(psp, new_identity(psp))
     if not psp.initialised:
         psp.asids.all_dirty()
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from snpbook.firmware.buffers import read_input
 from snpbook.firmware.legacy_buffers import check_output
-from snpbook.firmware.pages import check_address
+from snpbook.firmware.pages import check_address, without_c_bit
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.save_area import is_sealed, seal
 from snpbook.spec.commands import Command
@@ -24,16 +24,16 @@ from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.spec.swap import LAST_IV, LEGACY_MDATA, SwapType, swap_iv
 
 _TYPES = (SwapType.DATA, SwapType.VMSA)
-_TAG_SIZE = 16
+_TAG_AT, _TAG_SIZE = LEGACY_MDATA.offset("auth_tag"), 16
 
 
 def swap_out(psp: SecureProcessor, buffer: Record) -> Record:
     """Seal a page of the guest; the page stays as it is, a VMSA without its checksum (MODEL)."""
     # CHECKS
     psp.legacy.after(Command.SWAP_OUT)
-    size = _check_operands(buffer)
+    size = _check_operands(psp, buffer)
     vmsa = buffer.page_type is SwapType.VMSA
-    src_page = buffer.src_paddr >> PAGE_SHIFT
+    src_page = without_c_bit(psp, buffer.src_paddr) >> PAGE_SHIFT
     kept = src_page in psp.machine.vmsa_checksums
     require(kept == vmsa, Status.INVALID_PARAM, "a page with a checksum is a VMSA", vmsa, kept, "SEV")
     guest = psp.legacy.guest(buffer.handle)
@@ -43,7 +43,7 @@ def swap_out(psp: SecureProcessor, buffer: Record) -> Record:
     dst = check_output(psp, buffer.dst_paddr, size, "dst_paddr")
     mdata_spa = check_output(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr")
     if vmsa:
-        sealed = is_sealed(psp.machine, guest.asid, src >> PAGE_SHIFT)
+        sealed = is_sealed(psp.machine, guest.asid, src_page)
         require(sealed, Status.INVALID_PARAM, "the VMSA has its checksum", "valid", "invalid", "SEV")
 
     # ACTION
@@ -69,8 +69,9 @@ def swap_in(psp: SecureProcessor, buffer: Record) -> None:
     """Open an image into a page of the guest. Whether it is the latest, nobody knows."""
     # CHECKS
     psp.legacy.after(Command.SWAP_IN)
-    size = _check_operands(buffer, dst_alignment=PAGE_SIZE)
-    mdata = LEGACY_MDATA.unpack(read_input(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr"))
+    size = _check_operands(psp, buffer, dst_alignment=PAGE_SIZE)
+    raw = read_input(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr")
+    mdata = LEGACY_MDATA.unpack(raw)
     found, wanted = (mdata.page_size, mdata.page_type), (buffer.page_size, buffer.page_type)
     require(found == wanted, Status.INVALID_PARAM, "size and type of the metadata", wanted, found, "SEV")
     guest = psp.legacy.guest(buffer.handle)
@@ -78,7 +79,7 @@ def swap_in(psp: SecureProcessor, buffer: Record) -> None:
     body = read_input(psp, buffer.src_paddr, size, "src_paddr")
     dst = check_output(psp, buffer.dst_paddr, size, "dst_paddr")
     try:
-        covered = bytes(mdata.replace(auth_tag=bytes(_TAG_SIZE)))
+        covered = raw[:_TAG_AT] + bytes(_TAG_SIZE) + raw[_TAG_AT + _TAG_SIZE :]
         plain = AESGCM(guest.oek).decrypt(swap_iv(mdata.iv), body + mdata.auth_tag, covered)
     except InvalidTag:
         raise FirmwareRefusal(Status.BAD_MEASUREMENT, "tag of the image", "valid", "invalid", "SEV") from None
@@ -89,10 +90,11 @@ def swap_in(psp: SecureProcessor, buffer: Record) -> None:
         seal(psp.machine, guest.asid, dst >> PAGE_SHIFT)
 
 
-def _check_operands(buffer: Record, dst_alignment: int | None = None) -> int:
+def _check_operands(psp: SecureProcessor, buffer: Record, dst_alignment: int | None = None) -> int:
     """The checks of both on where things are and of what kind: the bytes of the page."""
     size = LARGE_PAGE_SIZE if buffer.page_size is PageSize.SIZE_2M else PAGE_SIZE
-    places = src, dst, mdata = buffer.src_paddr, buffer.dst_paddr, buffer.mdata_paddr
+    places = [without_c_bit(psp, at) for at in (buffer.src_paddr, buffer.dst_paddr, buffer.mdata_paddr)]
+    src, dst, mdata = places
     aligned = mdata % LEGACY_MDATA.size == 0 and src % size == 0 and dst % (dst_alignment or size) == 0
     require(aligned, Status.INVALID_ADDRESS, "alignment of pages and metadata", 0, places, "SEV")
     apart = src == dst if buffer.swap_in_place else abs(src - dst) >= size

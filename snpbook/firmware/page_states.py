@@ -32,7 +32,7 @@ from snpbook.spec.snp_buffers import SNP_PAGE_SET_STATE
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
 _RECLAIMABLE = (PageState.METADATA, PageState.FIRMWARE, PageState.PRE_GUEST, PageState.PRE_SWAP)
-_ALIKE = U64(spec.ASSIGNED | spec.LARGE | spec.IMMUTABLE | spec.ASID | spec.VMSA | spec.VALIDATED | spec.LOCK)
+_ALIKE = U64(spec.ASSIGNED | spec.LARGE | spec.IMMUTABLE | spec.ASID | spec.VMSA | spec.VALIDATED)
 """Bits of the first word in which the pages of a region must agree to be joined."""
 
 

@@ -71,8 +71,8 @@ def refused_address(psp: SecureProcessor, spa: int, size: int, name: str, lookup
     if spa <= rmp.end and end > rmp.base:
         status = Status.INVALID_PARAM if lookup else Status.INVALID_ADDRESS
         return FirmwareRefusal(status, f"{name} is not inside the RMP", "elsewhere", spa)
-    forbidden = [("TSEG", psp.machine.map.tseg), ("ASEG", ASEG), *(("a TMR", region) for region in psp.tmrs)]
-    for region, (start, stop) in forbidden:
+    forbidden = {"TSEG": psp.machine.map.tseg, "ASEG": ASEG, "the TMR": psp.legacy.tmr or (0, 0)}
+    for region, (start, stop) in forbidden.items():
         if spa < stop and end > start:
             return FirmwareRefusal(Status.INVALID_ADDRESS, f"{name} is not in {region}", "elsewhere", spa)
     if not any(start <= spa and end <= stop for start, stop in psp.machine.map.dram):
@@ -179,10 +179,10 @@ def make_fixed(psp: SecureProcessor, pages: Words) -> None:
 
 
 def make_large(psp: SecureProcessor, first: int) -> None:
-    """Join 512 entries of 4 KB into one of 2 MB; what is left of the others is assigned to nobody."""
+    """Join 512 immutable entries of 4 KB into one of 2 MB; what is left of the others is assigned to nobody."""
     pages = np.arange(first, first + PAGES_PER_LARGE, dtype=U64)
     entries = psp.machine.rmp.load(pages).copy()
-    entries[0, 0] = entries[0, 0] & U64(~spec.SUBPAGES & 2**64 - 1) | U64(spec.LARGE)
+    entries[0, 0] = entries[0, 0] & U64(~spec.SUBPAGES & 2**64 - 1) | U64(spec.LARGE | LOCK)
     entries[1:] = ASSIGNED, 0
     store_entries(psp, pages, entries)
 

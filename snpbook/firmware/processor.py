@@ -67,9 +67,7 @@ class SecureProcessor:
         self.rmp_tcb: Tcb | None = None
         """The current TCB when the RMP was built; None where it is none of ours."""
         self.faults: set[Fault] = set()
-        """What is wrong with the part besides what its registers show: a board's owner may try what follows."""
-        self.tmrs: list[tuple[int, int]] = []
-        """Memory (first byte, end) that the firmware keeps for legacy SEV-ES, also where it only reserved it."""
+        """What is wrong with the part that no register shows: nothing, unless somebody tries out the answers."""
         self.rapl_disabled = False
         self.guest_count = 0
         self.mask_chip_id = self.mask_chip_key = False
@@ -191,7 +189,7 @@ class SecureProcessor:
                 name=_name(command),
                 status=status,
                 arguments={} if buffer is None else dict(buffer.record),
-                reason="" if refusal is None else str(refusal),
+                refusal=refusal and refusal.with_traceback(None),
                 pages=pages,
                 changed=changed,
                 before=None if before is None else decode_states(before),

@@ -48,8 +48,7 @@ def snp_shutdown_ex(psp: SecureProcessor, buffer: Record) -> None:
         for core in psp.machine.cores:
             core.set_by_bios({Msr.SYSCFG: core.rdmsr(Msr.SYSCFG) & ~SYSCFG_SNP_EN})
         psp.machine.rmp_located = False
-    psp.machine.hidden_asids = 0
-    psp.asids.hide(0)
+    psp.machine.hidden_asids = psp.asids.hidden = 0
     psp.rapl_disabled = False
 
     # STATE

@@ -30,7 +30,7 @@ from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.messages import TAG_SIZE
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PageSize, PageState
-from snpbook.spec.policy import POLICY
+from snpbook.spec.policy import guest_policy
 from snpbook.spec.status import FirmwareRefusal, Status, require
 from snpbook.spec.swap import LAST_IV, MDATA_ENTRY, METADATA_GFN, SwapType, swap_iv
 
@@ -39,7 +39,10 @@ _HELD = (PageState.PRE_SWAP, PageState.PRE_GUEST)
 
 
 def snp_page_md_init(psp: SecureProcessor, buffer: Record) -> None:
-    """Make a firmware page, of 4 KB or 2 MB, one of a guest's Metadata pages, empty."""
+    """Make a firmware page one of a guest's Metadata pages, empty.
+
+    Any address in a 2 MB page means all of it (inferred).
+    """
     # CHECKS
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr, page_paddr=buffer.page_paddr)
     psp.require_initialised()
@@ -69,7 +72,7 @@ def snp_page_swap_out(psp: SecureProcessor, buffer: Record) -> None:
             _require_states(src, (PageState.METADATA,), dst, _PLAIN)
             require(src.belongs_to(gctx), Status.INVALID_PAGE_OWNER, "the Metadata page is the guest's")
         case unknown:
-            require(False, Status.INVALID_PAGE_STATE, "type of the page", "0..2", unknown)
+            raise FirmwareRefusal(Status.INVALID_PAGE_STATE, "type of the page", "0..2", unknown)
     count = context.oek_iv_count
     require(count < LAST_IV, Status.AEAD_OFLOW, "numbers of the offline key are left", f"below {LAST_IV}", count)
 
@@ -198,7 +201,7 @@ def check_active(psp: SecureProcessor, context: Record, command: Command) -> Non
     """The guest's state, its ASID, and from ABI 1.58 on its policy, whose place in the order is not published."""
     psp.next_state(context, command)
     require(context.asid != 0, Status.INACTIVE, "the guest has an ASID", "an ASID", 0)
-    policy = POLICY.unpack(context.policy.to_bytes(POLICY.size, "little"))
+    policy = guest_policy(context.policy)
     require(not policy.page_swap_disable, Status.POLICY_FAILURE, "the guest's pages may be swapped and moved", 0, 1)
 
 

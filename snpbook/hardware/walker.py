@@ -52,7 +52,8 @@ _PURPOSES = {AccessKind.READ: Kind.DATA, AccessKind.WRITE: Kind.DATA, AccessKind
 def _nested_error(kind: AccessKind) -> FaultError:
     """The bits of EXITINFO1 that tell of an access; a nested access is a user's."""
     stage = FaultError.PAGE_TABLE_WALK if kind.of_tables else FaultError.FINAL_GPA
-    return FaultError.USER | stage | FaultError.WRITE * kind.writes_nested | FaultError.FETCH * (kind is AccessKind.FETCH)
+    access = FaultError.WRITE * kind.writes_nested | FaultError.FETCH * (kind is AccessKind.FETCH)
+    return FaultError.USER | stage | access
 
 
 _NESTED_ERRORS = {kind: U64(_nested_error(kind)) for kind in AccessKind}

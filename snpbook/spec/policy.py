@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from snpbook.spec.cite import Cite
-from snpbook.spec.layout import Layout, bits, uint
+from snpbook.spec.layout import Layout, Record, bits, uint
 
 POLICY = Layout(
     "GuestPolicy",
@@ -30,6 +30,12 @@ POLICY = Layout(
     ],
 )
 """Which revision brought the bits from 21 on is in `snpbook.spec.releases`."""
+
+
+def guest_policy(policy: int) -> Record:
+    """The fields of a guest policy."""
+    return POLICY.unpack(policy.to_bytes(POLICY.size, "little"))
+
 
 LEGACY_POLICY = Layout(
     "LegacyGuestPolicy",

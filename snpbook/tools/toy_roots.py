@@ -51,7 +51,6 @@ def make(roots: Path) -> None:
                 pins.append(f'{product} = "{sha256(der).hexdigest()}"\n')
     (roots / "toy.toml").write_text(_PINS_HEADER + "".join(pins))
 
-
     make_sev(roots)
 
 

@@ -18,9 +18,7 @@ PADDING = padding.PSS(padding.MGF1(SHA384), PSS_SALT_SIZE)
 SALT_SEED = b"snpbook toy roots"
 
 
-def sign(
-    key: rsa.RSAPrivateKey, message: bytes, algorithm: hashes.SHA384 | hashes.SHA256 = SHA384
-) -> bytes:
+def sign(key: rsa.RSAPrivateKey, message: bytes, algorithm: hashes.HashAlgorithm = SHA384) -> bytes:
     """The signature of `message`, its salt derived from `SALT_SEED` and the message; verified before it is returned."""
     salt = hmac.digest(SALT_SEED, message, algorithm.name)
     encoded = emsa_pss(message, salt, key.key_size - 1, algorithm.name)

@@ -1,4 +1,4 @@
-"""AMD's certificate authority for SEV and SEV-ES with toy keys: ARK and ASK in AMD's own format, and the CEKs they sign.
+"""AMD's certificate authority for SEV and SEV-ES with toy keys: ARK and ASK in AMD's own format, and CEKs.
 
 From Milan on the RSA keys are those of the X.509 authorities, whose toy keys everybody knows. Sources: SEV API
 (certificate format), the real Naples chain.

@@ -37,6 +37,7 @@ def comparison(left: Product, right: Product) -> Static:
 def _words(product: Product) -> dict[str, str]:
     """Every property by its name."""
     memory, firmware, segments = product.memory, product.firmware, product.rmp_segments
+    snp = firmware if firmware is not None and firmware.abi.snp else None
     words = {
         "signature": f"{int(product.signature):#010x}",
         "physical_bits": str(product.physical_bits),
@@ -51,8 +52,8 @@ def _words(product: Product) -> dict[str, str]:
         **{name: _yes(name in product.instructions) for name in INSTRUCTIONS},
         "rmp_segments": "one piece" if segments is None else f"{segments.cached_segments} segments cached",
         "firmware": "none" if firmware is None else str(firmware),
-        "firmware.abi.policy_bits": "none" if firmware is None else f"{firmware.abi.policy_bits:#x}",
-        "tcb": "none" if firmware is None else str(firmware.tcb),
+        "firmware.abi.policy_bits": "none" if snp is None else f"{snp.abi.policy_bits:#x}",
+        "tcb": "none" if snp is None else str(snp.tcb),
         "memory": f"{memory.channels} channels, {memory.rate} MT/s, {memory.peak_bandwidth:.1f} GB/s",
         "memory.max_tib": f"{memory.max_tib} TiB",
         "tsc_factor": str(product.tsc_factor or "none"),

@@ -6,10 +6,10 @@ Arrows and words come from the table in `spec.transitions`; this file only knows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot
 
 from snpbook.spec.pages import PageState
 from snpbook.spec.transitions import PAGE_TRANSITIONS, Mover, Transition
+from snpbook.views.diagram import HALO, LINE, Box, ends, head, line
 from snpbook.views.palette import GROUND, LIGHT, PAGES
 from snpbook.views.static import Static
 from snpbook.views.svg import document, element, image, words
@@ -23,35 +23,38 @@ _PLACES = {
 _WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 372
 _APART, _TOP = 15, 22
 _DASHES = {Mover.HOST: "none", Mover.GUEST: "7 3", Mover.FIRMWARE: "2 3"}
-_LINE = {"stroke": LIGHT.text, "stroke_width": 1.4, "fill": "none"}
-_HALO = {"stroke": LIGHT.surface, "stroke_width": 4, "paint_order": "stroke", "text_anchor": "middle"}
 
 
-def page_life() -> Static:
-    """The picture, and every transition as a row."""
+def page_life(current: PageState | None = None) -> Static:
+    """The picture, and every transition as a row; of a page in the state `current` only those that leave it."""
     rows = [
         (PAGES[one.source].label, PAGES[one.target].label, one.mover.value, one.by, one.note)
         for one in PAGE_TRANSITIONS
+        if current in (None, one.source)
     ]
-    listing = table("The life of a page", ["from", "to", "moved by", "with", "given"], rows, mono=["with"])
-    alt = f"The states of a page, and {len(rows)} arrows between them: the table below lists them."
+    caption = "The life of a page" if current is None else f"A page that is {PAGES[current].label}"
+    listing = table(caption, ["from", "to", "moved by", "with", "given"], rows, mono=["with"])
+    alt = f"The states of a page, and {len(PAGE_TRANSITIONS)} arrows between them: the table below lists them."
+    if current is not None:
+        alt = f"The states of a page, {PAGES[current].label} marked: the table below lists what leads out of it."
     html = f"<details><summary>{len(rows)} transitions as a table</summary>{listing.html}</details>"
-    return Static(listing.text, Markup(image(_picture(PAGE_TRANSITIONS), alt), alt) + html)
+    return Static(listing.text, Markup(image(_picture(PAGE_TRANSITIONS, current), alt), alt) + html)
 
 
-def _picture(transitions: Sequence[Transition]) -> str:
-    head = element("path", d="M0 0L9 4L0 8z", fill=LIGHT.text)
-    arrow = element("marker", head, id="a", markerWidth=9, markerHeight=8, refX=8, refY=4, orient="auto",
-                    markerUnits="userSpaceOnUse")  # fmt: skip
+def _picture(transitions: Sequence[Transition], current: PageState | None) -> str:
     drawn = [shape for one in transitions for shape in _arrow(one, transitions)]
     lines, labels = drawn[::2], drawn[1::2]
     nodes = [_node(state, x, y) for state, (x, y) in _PLACES.items()]
+    if current in _PLACES:
+        x, y = _PLACES[current]
+        nodes.append(element("rect", x=x - _WIDE / 2 - 5, y=y - _HIGH / 2 - 5, width=_WIDE + 10, height=_HIGH + 10,
+                             rx=9, fill="none", stroke=LIGHT.text, stroke_width=3))  # fmt: skip
     legend = [
-        element("path", d=f"M{8 + 120 * at} 362h34", stroke_dasharray=dash, **_LINE)
+        element("path", d=f"M{8 + 120 * at} 362h34", stroke_dasharray=dash, **LINE)
         + words(mover.value, 48 + 120 * at, 366, font_size=11)
         for at, (mover, dash) in enumerate(_DASHES.items())
     ]
-    return document(_WIDTH, _HEIGHT, element("defs", arrow), *lines, *nodes, *labels, *legend)
+    return document(_WIDTH, _HEIGHT, element("defs", head()), *lines, *nodes, *labels, *legend)
 
 
 def _node(state: PageState, x: int, y: int) -> str:
@@ -74,23 +77,9 @@ def _arrow(one: Transition, all_: Sequence[Transition]) -> tuple[str, str]:
         both = {one.source, one.target}
         same = [other for other in all_ if {other.source, other.target} == both]
         shift = (same.index(one) - (len(same) - 1) / 2) * _APART
-        length = hypot(x1 - x0, y1 - y0)
-        ux, uy = (x1 - x0) / length, (y1 - y0) / length
-        sign = 1 if (x1, y1) > (x0, y0) else -1
-        dx, dy = -uy * shift * sign, ux * shift * sign
-        start, stop = _edge(x0, y0, ux, uy, dx, dy), _edge(x1, y1, -ux, -uy, dx, dy)
+        start, stop = ends(Box(x0, y0, _WIDE, _HIGH), Box(x1, y1, _WIDE, _HIGH), shift)
         path = f"M{start[0]:.6g} {start[1]:.6g}L{stop[0]:.6g} {stop[1]:.6g}"
         part = 0.5 if y0 == y1 else (same.index(one) + 1) / (len(same) + 1)
-        part = part if sign > 0 else 1 - part
+        part = part if (x1, y1) > (x0, y0) else 1 - part
         at = start[0] + part * (stop[0] - start[0]), start[1] + part * (stop[1] - start[1]) + 4
-    line = element("path", d=path, stroke_dasharray=dash, marker_end="url(#a)", **_LINE)
-    return line, words(label, at[0], at[1], font_size=10, fill=LIGHT.text, **_HALO)
-
-
-def _edge(x: int, y: int, ux: float, uy: float, dx: float, dy: float) -> tuple[float, float]:
-    """Where a line from the middle of a box, moved by (dx, dy), leaves the box in the direction (ux, uy)."""
-    wide, high = _WIDE / 2 + 1.5, _HIGH / 2 + 1.5
-    reach = [(wide - dx * (1 if ux > 0 else -1)) / abs(ux)] if abs(ux) > 1e-6 else []
-    reach += [(high - dy * (1 if uy > 0 else -1)) / abs(uy)] if abs(uy) > 1e-6 else []
-    far = min(reach)
-    return x + dx + ux * far, y + dy + uy * far
+    return line(path, dash), words(label, at[0], at[1], font_size=10, fill=LIGHT.text, **HALO)

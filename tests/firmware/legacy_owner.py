@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from cryptography.hazmat.primitives import hashes
@@ -99,7 +99,7 @@ def ctr(secret: bytes, iv: bytes, data: bytes) -> bytes:
 class Owner:
     """Who launches a guest on a platform that he knows by its PDH certificate."""
 
-    private: ec.EllipticCurvePrivateKey = key(1)
+    private: ec.EllipticCurvePrivateKey = field(default_factory=lambda: key(1))
     tek: bytes = bytes(range(16))
     tik: bytes = bytes(range(16, 32))
     nonce: bytes = b"n" * 16

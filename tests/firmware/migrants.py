@@ -27,7 +27,7 @@ from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.vmcb import VMCB, intercept_bits
 from snpbook.spec.vmsa import VMSA
 from tests.firmware.test_requests import seal, unseal
-from tests.machines import MIB, PAGE, Board
+from tests.machines import MIB, PAGE, Board, counting_rng
 
 POLICY = DEFAULT_POLICY | 1 << 18
 GUEST, AGENT, REQUEST, RESPONSE = 17 * MIB, 17 * MIB + PAGE, 17 * MIB + 2 * PAGE, 17 * MIB + 3 * PAGE
@@ -79,6 +79,7 @@ class Home:
 
     def __post_init__(self) -> None:
         board = self.board.initialise()
+        board.psp.rng = counting_rng(struct.pack("<Q", self.base))  # no two boards draw the same keys
         board.start(AGENT, 9)
         board.finish(AGENT)
 
@@ -182,6 +183,8 @@ class Home:
         """Swap every private page out, then the page with their entries by the root entry."""
         board = self.board
         for spa in (OUT, MDATA, META_OUT):
+            self.reclaim(spa)
+            board.assign(spa, HYPERVISOR)
             board.assign(spa, FIRMWARE)
         board.ok(Command.SNP_PAGE_MD_INIT, gctx_paddr=GUEST, page_paddr=MDATA)
         pages = {}
@@ -198,12 +201,12 @@ class Home:
         kind = 2 if gpa == VMSA_GPA else 0
         return {"gctx_paddr": GUEST, "mdata_paddr": MDATA + 64 * slot, "page_type": kind, **more}
 
-    def take_entries(self, page: bytes) -> int:
+    def take_entries(self, page: bytes, spa: int = MDATA) -> int:
         """Swap the page with the entries in: the status."""
-        if self.board.state(MDATA) != PageState.FIRMWARE:
-            self.board.assign(MDATA, FIRMWARE)
+        if self.board.state(spa) != PageState.FIRMWARE:
+            self.board.assign(spa, FIRMWARE)
         self.board.machine.dram.write(META_OUT, page)
-        root = {"gctx_paddr": GUEST, "src_paddr": META_OUT, "dst_paddr": MDATA, "page_type": 1, "root_mdata_en": 1}
+        root = {"gctx_paddr": GUEST, "src_paddr": META_OUT, "dst_paddr": spa, "page_type": 1, "root_mdata_en": 1}
         return self.board.command(Command.SNP_PAGE_SWAP_IN, **root)
 
     def take_page(self, slot: int, gpa: int, page: bytes) -> int:

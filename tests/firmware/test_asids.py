@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from snpbook.spec.asids import AsidState
+from snpbook.spec.asids import ASID_TRANSITIONS, AsidEvent, AsidState, GuestKind
 from snpbook.spec.commands import Command
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.states import GuestState
-from snpbook.spec.status import Status
+from snpbook.spec.status import FirmwareRefusal, Status
 from tests.machines import GCTX, PAGE, Board
 
 SECOND = GCTX + PAGE
@@ -103,3 +103,63 @@ def test_each_guest_has_its_own_key(name: str) -> None:
     seen.append(board.cpu.read(19 << 20, PAGE))
     assert len({*seen, zero}) == 3
     assert board.psp.context(SECOND).state is GuestState.LAUNCH
+
+
+# The table and the ranges, without a machine's commands.
+
+FIRE = {
+    AsidEvent.INITIALISE: lambda asids: asids.all_dirty(),
+    AsidEvent.FLUSH: lambda asids: asids.df_flush(),
+    AsidEvent.ACTIVATE_LAUNCHING: lambda asids: asids.activate(5, running=False),
+    AsidEvent.ACTIVATE_RUNNING: lambda asids: asids.activate(5, running=True),
+    AsidEvent.FINISH: lambda asids: asids.finish(5),
+    AsidEvent.RELEASE: lambda asids: asids.release(5),
+}
+
+
+@pytest.mark.parametrize("event", AsidEvent)
+@pytest.mark.parametrize("state", AsidState)
+def test_every_event_in_every_state(event: AsidEvent, state: AsidState) -> None:
+    board = Board(cores=16)
+    board.cpu.wbinvd()
+    asids = board.psp.asids
+    asids.states[0, 5] = state
+    FIRE[event](asids)
+    assert asids.states[0, 5] == ASID_TRANSITIONS.get((state, event), state)
+    left = state is AsidState.IN_USE and event is AsidEvent.RELEASE
+    done = [core.wbinvd_done for core in board.machine.cores]
+    assert done == ([False] * 8 + [True] * 8 if left else [event is not AsidEvent.INITIALISE] * 16)
+
+
+def test_activation_on_some_complexes() -> None:
+    board = Board(cores=16).initialise()
+    asids = board.psp.asids
+    asids.activate(5, running=False, complexes=[1])
+    assert states(board, 5) == ["CLEAN", "ALLOCATED"]
+    asids.activate(5, running=True, complexes=[0])
+    asids.finish(5)
+    assert states(board, 5) == ["IN_USE", "IN_USE"]
+    assert not asids.all_clean
+
+
+@pytest.mark.parametrize(
+    ("hidden", "snp", "es"), [(0, (1, 99), (1, 99)), (7, (1, 7), (8, 99)), (98, (1, 98), (99, 99))]
+)
+def test_whose_asids(hidden: int, snp: tuple[int, int], es: tuple[int, int]) -> None:
+    """Milan: 509 ASIDs, those below 100 for SEV-ES and SNP; ciphertext hiding parts these two."""
+    asids = Board().psp.asids
+    asids.hidden = hidden
+    for kind, (first, last) in {GuestKind.SNP: snp, GuestKind.SEV_ES: es, GuestKind.SEV: (100, 509)}.items():
+        for asid in (0, first - 1, first, last, last + 1, 510):
+            if first <= asid <= last:
+                asids.check_activate(asid, 0, kind=kind)
+            else:
+                with pytest.raises(FirmwareRefusal) as refused:
+                    asids.check_activate(asid, 0, kind=kind)
+                assert refused.value.status is Status.INVALID_ASID
+
+
+def test_hiding_may_leave_nothing_to_sev_es() -> None:
+    asids = Board().psp.asids
+    asids.hidden = 99
+    assert len(asids.owned_by(GuestKind.SEV_ES)) == 0

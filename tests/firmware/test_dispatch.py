@@ -192,7 +192,7 @@ def refuse(psp: SecureProcessor, buffer: Record) -> Record | None:
 
 
 def too_short(psp: SecureProcessor, buffer: Record) -> Record | None:
-    raise ShortBuffer(buffer, "length", len=0x40)
+    raise ShortBuffer(buffer.replace(len=0x40), "length", 0x40, 0)
 
 
 def answer(psp: SecureProcessor, buffer: Record) -> Record | None:
@@ -269,8 +269,8 @@ def test_a_look_up_of_a_default_page_is_told() -> None:
     """A kernel may cover only a part of memory."""
     board = Board(installed=512 * MIB)
     for core in board.machine.cores:
-        base = core.rdmsr(Msr.RMP_BASE)
-        core.wrmsr(Msr.RMP_END, base + MIB - 1)
+        core.wrmsr(Msr.RMP_BASE, 32 * MIB)
+        core.wrmsr(Msr.RMP_END, 33 * MIB - 1)
         core.wrmsr(Msr.SYSCFG, SYSCFG_FOR_SNP)
     board.ok(Command.SNP_INIT)
     uncovered = 300 * MIB

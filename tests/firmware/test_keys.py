@@ -10,6 +10,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snpbook.firmware.keys import Chip, attestation_key, hashsticks, kdf, lower_stick, memory_key, sign_report
 from snpbook.spec.key_derivation import VCEK_LABEL, VLEK_LABEL
@@ -142,7 +144,7 @@ def test_repr_keeps_the_secret() -> None:
 
 
 def test_an_unknown_product_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'Milan'.*milan, genoa, turin"):
+    with pytest.raises(ValueError, match=r"'Milan'.*genoa, milan, naples, rome, turin"):
         Chip.from_seed("a", "Milan")
 
 
@@ -156,3 +158,28 @@ def test_memory_keys_differ_by_guest_and_length_of_key_is_bound() -> None:
     assert memory_key(bytes(32), 64)[:16] != memory_key(bytes(32), 16)
     assert memory_key(bytes(32), 64)[:32] != memory_key(bytes(32), 64)[32:]
     assert memory_key(bytes(32), 16) != memory_key(b"\1" * 32, 16)
+
+
+VERSIONS = st.builds(Tcb, *[st.integers(0, 255)] * 4)
+
+
+@given(held=VERSIONS, wanted=VERSIONS)
+def test_sticks_lead_to_every_lower_tcb_and_to_no_higher_one(held: Tcb, wanted: Tcb) -> None:
+    """Lower as the firmware compares: the first component that differs decides."""
+    sticks = hashsticks(bytes(48), held)
+    if int(held).to_bytes(8, "little") < int(wanted).to_bytes(8, "little"):
+        with pytest.raises(ValueError, match="no way leads there"):
+            lower_stick(sticks, held, wanted)
+    else:
+        assert lower_stick(sticks, held, wanted) == hashsticks(bytes(48), wanted)[-1]
+
+
+def test_sticks_by_hand() -> None:
+    """All eight of a TCB, the chain written out."""
+    seed, expected = bytes(48), []
+    for version in (3, 0, 0, 0, 0, 0, 8, 0x73):
+        for _ in range(255 - version):
+            seed = sha384(seed).digest()
+        expected.append(sha384(seed).digest())
+        seed = sha384(b"\0\0\0\0\0\0\0\0" + seed).digest()
+    assert hashsticks(bytes(48), TCB) == tuple(expected)

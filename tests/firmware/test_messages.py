@@ -9,6 +9,7 @@ from hashlib import sha384
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -191,7 +192,7 @@ def is_signed_by(raw: bytes, key: ec.EllipticCurvePrivateKey) -> bool:
     r, s = (int.from_bytes(raw[at : at + 72], "little") for at in (0x2A0, 0x2E8))
     try:
         key.public_key().verify(encode_dss_signature(r, s), raw[:0x2A0], ec.ECDSA(hashes.SHA384()))
-    except Exception:
+    except InvalidSignature:
         return False
     return True
 
@@ -245,7 +246,8 @@ def entry(leaf: int, subleaf: int, *registers: int, tail: int = 0) -> bytes:
 
 def test_cpuid_message() -> None:
     board = running()
-    body = struct.pack("<I12x", 3) + entry(0x40000000, 0, 1, 2, 3, 4) + entry(0, 0, 0xD, 1, 2, 3) + entry(2, 0, 0, 0, 0, 0)
+    table = [entry(0x40000000, 0, 1, 2, 3, 4), entry(0, 0, 0xD, 1, 2, 3), entry(2, 0, 0, 0, 0, 0)]
+    body = struct.pack("<I12x", 3) + b"".join(table)
     answer = exchange(board, CPUID, body)
     assert struct.unpack_from("<IIQ", answer) == (0, 2, 0), "two of them in the ranges that are checked"
     assert answer[16:] == body[16:]
@@ -255,9 +257,9 @@ def test_cpuid_message() -> None:
     assert answer[16:] == entry(0, 0, 0x10, 0, 0, 0)
 
 
-@pytest.mark.parametrize("head", [struct.pack("<I12x", 65), struct.pack("<III4x", 1, 1, 0), struct.pack("<IIQ", 1, 0, 1)])
-def test_refused_cpuid_message(head: bytes) -> None:
-    answer = exchange(running(), CPUID, head + bytes(48))
+@pytest.mark.parametrize("head", [(65, 0, 0), (1, 1, 0), (1, 0, 1)])
+def test_refused_cpuid_message(head: tuple[int, int, int]) -> None:
+    answer = exchange(running(), CPUID, struct.pack("<IIQ", *head) + bytes(48))
     assert struct.unpack_from("<IIQ", answer) == (Status.INVALID_PARAM, 0, 0)
     assert len(answer) == 64
 

@@ -219,6 +219,14 @@ def test_nothing_else_is_written() -> None:
     assert changed == {rmp, buffer}
 
 
+def test_a_table_that_does_not_cover_itself_cannot_be_built() -> None:
+    board = Board(installed=512 * MIB)
+    for core in board.machine.cores:
+        core.wrmsr(Msr.RMP_END, core.rdmsr(Msr.RMP_BASE) + MIB - 1)
+        core.wrmsr(Msr.SYSCFG, SYSCFG_FOR_SNP)
+    assert_refused(Attempt(board, Command.SNP_INIT), Status.RMP_INITIALIZATION_FAILED)
+
+
 # The switches of newer firmware.
 
 

@@ -19,8 +19,8 @@ from snpbook.hardware.msr import bios_settings
 from snpbook.hardware.rmp import decode_states
 from snpbook.spec.commands import Command
 from snpbook.spec.context import FIRMWARE_KEY_ID, GUEST_CONTEXT
-from snpbook.spec.layout import Record
 from snpbook.spec.firmware_image import ImageType
+from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PageState
 from snpbook.spec.platform import Fault

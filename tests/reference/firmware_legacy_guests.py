@@ -123,15 +123,25 @@ def _wrong_kind(w: World, r: Request) -> bool:
     return (r.asid < MIN_SEV_ASID) != bool(guest_of(w, r).policy & ES)
 
 
-ASID_ROWS = [
-    Row("ASID owned", 0x0C, lambda w, r: any(s in ("ALLOCATED", "IN_USE") for s in w.asid(r.asid)),
-        [asid_is("ALLOCATED"), asid_is("IN_USE")]),
-    Row("guest has an ASID", 0x12, lambda w, r: guest_of(w, r).asid != 0, [legacy_guest(asid=PLAIN_ASID + 1)]),
-    Row("guest SENT", 0x02, lambda w, r: guest_of(w, r).state == "SENT", [legacy_guest(state="SENT")]),
-    Row("ASID dirty", 0x0F, lambda w, r: "DIRTY" in w.asid(r.asid), [asid_is("DIRTY")]),
-    Row("ASID of the other kind", 0x0D, _wrong_kind,
-        [ask(asid=ES_ASID), ask(asid=MIN_SEV_ASID - 1), legacy_guest(policy=ES)]),
-]  # fmt: skip
+def _asid_rows(again: bool) -> list[Row]:
+    """`again`: a guest's own ASID is refused neither as owned nor because the guest has one."""
+
+    def own(w: World, r: Request) -> bool:
+        return again and guest_of(w, r).asid == r.asid
+
+    return [
+        Row("ASID owned", 0x0C,
+            lambda w, r: not own(w, r) and any(s in ("ALLOCATED", "IN_USE") for s in w.asid(r.asid)),
+            [asid_is("ALLOCATED"), asid_is("IN_USE")]),
+        Row("guest has an ASID", 0x12, lambda w, r: not own(w, r) and guest_of(w, r).asid != 0,
+            [legacy_guest(asid=PLAIN_ASID + 1)]),
+        Row("guest SENT", 0x02, lambda w, r: guest_of(w, r).state == "SENT", [legacy_guest(state="SENT")]),
+        Row("ASID dirty", 0x0F, lambda w, r: "DIRTY" in w.asid(r.asid), [asid_is("DIRTY")]),
+        Row("ASID of the other kind", 0x0D, _wrong_kind,
+            [ask(asid=ES_ASID), ask(asid=MIN_SEV_ASID - 1), legacy_guest(policy=ES)]),
+    ]  # fmt: skip
+
+
 ASID_OUT = Row(
     "ASID 0 or above the limit", 0x0D, lambda w, r: not 0 < r.asid <= ASID_LIMIT,
     [ask(asid=0), ask(asid=ASID_LIMIT + 1)],
@@ -141,15 +151,18 @@ ASID_OUT = Row(
 def _activated(w: World, r: Request) -> None:
     w.handles[r.handle].asid = r.asid
     pending = w.handles[r.handle].state in ("LUPDATE", "LSECRET", "RUPDATE")
-    w.set_asid(r.asid, "ALLOCATED" if pending else "IN_USE")
+    for states in w.asids:
+        if states.get(r.asid, "CLEAN") == "CLEAN":
+            states[r.asid] = "ALLOCATED" if pending else "IN_USE"
 
 
 ACTIVATE = Spec(
-    0x21, lambda: of_handle("LUPDATE", 0, asid=PLAIN_ASID), [WORKING, BAD_HANDLE, ASID_OUT, *ASID_ROWS], _activated, 8,
-    buffer={**H, "asid": (32, 32)},
+    0x21, lambda: of_handle("LUPDATE", 0, asid=PLAIN_ASID),
+    [WORKING, BAD_HANDLE, ASID_OUT, *_asid_rows(again=False)], _activated, 8, buffer={**H, "asid": (32, 32)},
 )  # fmt: skip
 
-# ACTIVATE_EX 25: 0:len=18h 4:handle 8:asid c:numids 10:ids_paddr. W. 01, len 16, 10, then as SNP row
+# ACTIVATE_EX 25: 0:len=18h 4:handle 8:asid c:numids 10:ids_paddr. W. 01, len 16, 10, then as SNP row: only listed
+# complexes (accumulate); may be repeated with same ASID, other ASID->12
 ACTIVATE_EX = Spec(
     0x25,
     lambda: with_pages(of_handle("LUPDATE", 0, length=0x18, asid=PLAIN_ASID, numids=1, ids_paddr=LIST), apic_ids=[0]),
@@ -157,7 +170,7 @@ ACTIVATE_EX = Spec(
         WORKING, length_row(0x18), BAD_HANDLE, ASID_OUT,
         Row("numids", 0x16, lambda w, r: not 0 < r.numids <= 1024, [ask(numids=0), ask(numids=1025)]),
         Row("APIC id not present", 0x03, lambda w, r: any(i >= len(w.cores) for i in r.apic_ids), [ask(apic_ids=[2])]),
-        *ASID_ROWS,
+        *_asid_rows(again=True),
     ],
     _activated, 0x18,
     buffer={"length": (0, 32), "handle": (32, 32), "asid": (64, 32), "numids": (96, 32), "ids_paddr": (128, 64)},

@@ -61,8 +61,8 @@ def writes_its_buffer(rows: list[Row]) -> list[Row]:
 
 # Quirk: after a plain SNP_SHUTDOWN the test is skipped but the clearing still happens, whatever the page state.
 CLEARED = {
-    "HV_FIXED": "HYPERVISOR", "FIRMWARE": "RECLAIM", "CONTEXT": "RECLAIM", "METADATA": "RECLAIM", "PRE_GUEST": "GUEST_INVALID",
-    "PRE_SWAP": "GUEST_VALID",
+    "HV_FIXED": "HYPERVISOR", "FIRMWARE": "RECLAIM", "CONTEXT": "RECLAIM", "METADATA": "RECLAIM",
+    "PRE_GUEST": "GUEST_INVALID", "PRE_SWAP": "GUEST_VALID",
 }  # fmt: skip
 
 

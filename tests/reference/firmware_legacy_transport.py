@@ -175,7 +175,7 @@ SWAP_BUFFER = {
 VMSA_OF_2M = 1 | 2 << 1
 
 
-def _swap_rows(*middle: Row) -> list[Row]:
+def _swap_rows(*middle: Row, dst_of_2m_on_any_page: bool = False) -> list[Row]:
     def span(r: Request) -> int:
         return 2 * MIB if r.bits & 1 else PAGE
 
@@ -184,7 +184,9 @@ def _swap_rows(*middle: Row) -> list[Row]:
 
     return [
         WORKING,
-        Row("unaligned", 0x09, lambda w, r: r.mdata_paddr % 64 or r.src_paddr % PAGE or r.dst_paddr % PAGE,
+        Row("unaligned", 0x09,
+            lambda w, r: r.mdata_paddr % 64 or r.src_paddr % span(r)
+            or r.dst_paddr % (PAGE if dst_of_2m_on_any_page else span(r)),
             [ask(mdata_paddr=MDATA + 32), ask(src_paddr=SRC + 64), ask(dst_paddr=DST + 64)]),
         Row("overlap", 0x16, overlap, [ask(mdata_paddr=SRC), ask(dst_paddr=SRC)]),
         Row("VMSA of 2 MB", 0x16, lambda w, r: r.bits & 7 == VMSA_OF_2M, [ask(bits=VMSA_OF_2M)]),
@@ -215,7 +217,8 @@ SWAP_IN = Spec(
     ),
     [
         *_swap_rows(
-            Row("MDATA mismatch", 0x16, lambda w, r: r.mdata != "good", [ask(mdata="size"), ask(mdata="type")])
+            Row("MDATA mismatch", 0x16, lambda w, r: r.mdata != "good", [ask(mdata="size"), ask(mdata="type")]),
+            dst_of_2m_on_any_page=True,
         ),
         *data_rows("dst_paddr", PAGE, written=True),
         Row("tag", 0x0B, lambda w, r: not r.tag, [ask(tag=False)]),

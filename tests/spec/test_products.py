@@ -192,6 +192,8 @@ def test_firmware_where_it_is_modelled() -> None:
     assert {name: str(p.firmware) for name, p in _all().items() if p.firmware} == {
         "genoa": "1.55.40",
         "milan": "1.55.29",
+        "naples": "0.17.48",
+        "rome": "0.24.14",
     }
 
 

@@ -12,19 +12,28 @@ from snpbook.spec.policy import POLICY
 from snpbook.spec.products import product
 from snpbook.spec.releases import RELEASES, Release, release
 
-OLD, EXACT, NEW = (release(revision) for revision in ("1.51", "1.55", "1.58"))
+SNP = OLD, EXACT, NEW = [release(revision) for revision in ("1.51", "1.55", "1.58")]
 
 
 def test_names() -> None:
-    assert list(RELEASES) == ["1.51", "1.55", "1.58"]
+    assert list(RELEASES) == ["0.17", "0.24", "1.51", "1.55", "1.58"]
     assert repr(OLD) == "Release(1.51)"
-    with pytest.raises(ValueError, match=r"no firmware release '2\.0': one of 1\.51, 1\.55, 1\.58"):
+    with pytest.raises(ValueError, match=r"no firmware release '2\.0': one of 0\.17, 0\.24, 1\.51, 1\.55, 1\.58"):
         release("2.0")
 
 
 def test_what_a_release_calls_itself() -> None:
     """Published builds keep API 1.55 for what documents of 1.56 to 1.58 describe."""
-    assert [(each.major, each.minor) for each in RELEASES.values()] == [(1, 51), (1, 55), (1, 55)]
+    assert [(each.major, each.minor) for each in RELEASES.values()] == [(0, 17), (0, 24), (1, 51), (1, 55), (1, 55)]
+
+
+@pytest.mark.parametrize("revision", ["0.17", "0.24"])
+def test_firmware_before_snp(revision: str) -> None:
+    each = release(revision)
+    assert not each.snp
+    assert each.commands == {c for c in EXACT.commands if not c.name.startswith("SNP_")}
+    assert (each.report_version, each.secrets_version, each.features) == (0, 0, 0)
+    assert each.unconfirmed
 
 
 def test_commands() -> None:
@@ -55,10 +64,10 @@ def test_newer_fields_are_reserved_to_an_older_firmware() -> None:
 
 
 def test_reports_and_messages() -> None:
-    assert [each.report_version for each in RELEASES.values()] == [2, 2, 5]
-    assert [each.secrets_version for each in RELEASES.values()] == [2, 3, 3]
-    assert [each.message_version(MessageType.KEY_REQ) for each in RELEASES.values()] == [1, 1, 2]
-    assert {each.message_version(MessageType.REPORT_REQ) for each in RELEASES.values()} == {1}
+    assert [each.report_version for each in SNP] == [2, 2, 5]
+    assert [each.secrets_version for each in SNP] == [2, 3, 3]
+    assert [each.message_version(MessageType.KEY_REQ) for each in SNP] == [1, 1, 2]
+    assert {each.message_version(MessageType.REPORT_REQ) for each in SNP} == {1}
 
 
 def test_features() -> None:
@@ -69,7 +78,7 @@ def test_features() -> None:
 
 
 def test_only_the_published_firmware_is_exact() -> None:
-    assert [bool(each.unconfirmed) for each in RELEASES.values()] == [True, False, True]
+    assert [bool(each.unconfirmed) for each in SNP] == [True, False, True]
 
 
 @pytest.mark.parametrize(("name", "version"), [("milan", "1.55.29"), ("genoa", "1.55.40")])

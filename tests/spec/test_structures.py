@@ -247,18 +247,20 @@ SHEET: dict[str, tuple[int, str]] = {
     ),
     "SevCertificate": (
         2084,
-        "0 version 4; 4 api_major 1; 5 api_minor 1; 8 pubkey_usage 4; c pubkey_algo 4; 10 pubkey 404; "
+        "0 version 4; 4 api_major 1; 5 api_minor 1; 6 unused 2; 8 pubkey_usage 4; c pubkey_algo 4; 10 pubkey 404; "
         "414 sig1_usage 4; 418 sig1_algo 4; 41c sig1 200; 61c sig2_usage 4; 620 sig2_algo 4; 624 sig2 200",
     ),
     "RsaPublicKey": (0x404, "0 modulus_bits 4; 4 exponent 200; 204 modulus 200"),
     "AmdCertificate2048": (
         832,
-        "0 version 4; 4 key_id 10; 14 certifying_id 10; 24 key_usage 4; 38 exponent_bits 4; 3c modulus_bits 4; "
+        "0 version 4; 4 key_id 10; 14 certifying_id 10; 24 key_usage 4; 28 unused 10; 38 exponent_bits 4; "
+        "3c modulus_bits 4; "
         "40 exponent 100; 140 modulus 100; 240 signature 100",
     ),
     "AmdCertificate4096": (
         1600,
-        "0 version 4; 4 key_id 10; 14 certifying_id 10; 24 key_usage 4; 38 exponent_bits 4; 3c modulus_bits 4; "
+        "0 version 4; 4 key_id 10; 14 certifying_id 10; 24 key_usage 4; 28 unused 10; 38 exponent_bits 4; "
+        "3c modulus_bits 4; "
         "40 exponent 200; 240 modulus 200; 440 signature 200",
     ),
     # Words.
@@ -301,7 +303,7 @@ def test_fields_lie_where_the_sheet_has_them(name: str) -> None:
 
 DEFINED_IN = (context, dispatch.legacy, dispatch.snp, key_derivation, launch, legacy_launch, payloads, platform, policy,
               report, sev_certificates, swap)  # fmt: skip
-ELSEWHERE = {"GuestContext", "CertificateTableEntry"}
+ELSEWHERE = {"GuestContext", "LegacyPersistentData", "CertificateTableEntry"}
 """The model's own, and the hypervisor's."""
 
 

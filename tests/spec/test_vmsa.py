@@ -15,6 +15,7 @@ from snpbook.spec.vmsa import (
     UNMEASURED_TO,
     VCPU_TYPES,
     VMSA,
+    CpuidSignature,
     Vmm,
     reset_vmsa,
 )
@@ -98,3 +99,7 @@ def test_what_the_firmware_writes_at_launch_is_reserved() -> None:
         mask = (1 << 8 * len(data)) - 1 << 8 * offset
         assert VMSA.reserved_mask & mask == mask
 
+
+@pytest.mark.parametrize("signature", sorted({int(found) for found in VCPU_TYPES.values()} | {0x00000F61, 0x000006A5}))
+def test_signatures_are_read_as_they_are_written(signature: int) -> None:
+    assert int(CpuidSignature.from_int(signature)) == signature

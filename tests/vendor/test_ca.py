@@ -23,6 +23,7 @@ from snpbook.spec.resources import resource
 from snpbook.tools import toy_roots
 from snpbook.vendor import pss
 from snpbook.vendor.ca import AmdCa
+from snpbook.vendor.sev_ca import SevCa
 
 OLD = datetime(2023, 6, 3, 19, 23, 43, tzinfo=UTC)
 NEW = datetime(2025, 4, 3, 19, 23, 43, tzinfo=UTC)
@@ -128,7 +129,7 @@ def test_chain_is_ask_then_ark() -> None:
 
 def test_every_repr_says_toy() -> None:
     ca = AmdCa("turin")
-    assert all("toy" in repr(value) for value in (ca, ca.ark, ca.ask, ca.asvk))
+    assert all("toy" in repr(value) for value in (ca, ca.ark, ca.ask, ca.asvk, SevCa("turin")))
     assert all(path.name.startswith("toy_") for path in resource("data", "roots", "toy").iterdir())
 
 
@@ -138,7 +139,7 @@ def test_the_maker_changes_nothing_while_the_keys_are_there(tmp_path: Path) -> N
     for path in (source / "toy").glob("*.key.pem"):
         shutil.copy(path, tmp_path / "toy")
     toy_roots.make(tmp_path)
-    for path in [source / "toy.toml", *(source / "toy").iterdir()]:
+    for path in [source / "toy.toml", source / "toy_sev.toml", *(source / "toy").iterdir()]:
         assert (tmp_path / path.relative_to(source)).read_bytes() == path.read_bytes()
 
 
