@@ -7,20 +7,24 @@ right answer of another shape passes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Number
 from typing import TypeGuard
 
 import numpy as np
 
 from snpbook.attest.checks import Result
 from snpbook.exercises.registry import Answer, Case, Exercise
-from snpbook.views.checks import badge
+from snpbook.views.checks import badge, mark
 from snpbook.views.tables import table
 from snpbook.views.values import show
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outcome:
-    """How an answer did; the texts are those of the first case that failed, and empty where none did."""
+    """How an answer did; the texts are those of the first case that failed, and empty where none did.
+
+    An answer that left nothing to judge in any case is not `begun`: it is the stub, or does not return yet.
+    """
 
     exercise: str
     passed: int
@@ -31,6 +35,7 @@ class Outcome:
     rule: str = ""
     cite: str = ""
     note: str = ""
+    begun: bool = True
 
     @property
     def score(self) -> float:
@@ -57,7 +62,19 @@ class Outcome:
         rows = [("case", self.case), ("expected", self.expected), ("found", self.found), ("rule", self.rule)]
         caption = f"{self.exercise}: Not yet, {self.passed} of {self.cases} cases"
         shown = table(caption, [], [*rows, ("source", self.cite)] if self.cite else rows)
-        return f"{badge(Result.FAILED)} {shown.html}{note}"
+        verdict = badge(Result.FAILED) if self.begun else mark(Result.SKIPPED, "not begun")
+        return f"{verdict} {shown.html}{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A case that did not pass; `nothing` where the answer left nothing to judge."""
+
+    case: Case
+    found: str
+    rule: str
+    cite: str = ""
+    nothing: bool = False
 
 
 def tried(exercise: Exercise, answer: Answer) -> Outcome:
@@ -67,21 +84,28 @@ def tried(exercise: Exercise, answer: Answer) -> Outcome:
     passed = len(cases) - len(failures)
     if not failures:
         return Outcome(exercise.id, passed, len(cases))
-    case, found, rule, cite = failures[0]
-    return Outcome(exercise.id, passed, len(cases), case.name, _say(case.expected), found, rule, cite)
+    first, begun = failures[0], passed > 0 or not all(failure.nothing for failure in failures)
+    case = first.case
+    rule, cite = (first.rule, first.cite) if begun else (f"your function {case.nothing} yet", "")
+    expected = _say(case.expected)
+    return Outcome(exercise.id, passed, len(cases), case.name, expected, first.found, rule, cite, begun=begun)
 
 
-def _failure(case: Case, answer: Answer) -> tuple[Case, str, str, str] | None:
+def _failure(case: Case, answer: Answer) -> _Failure | None:
     if not callable(answer):
-        return case, f"{_say(answer)}, which is no function", "check takes your function itself, without ()", ""
+        return _Failure(case, f"{_say(answer)}, which is no function", "check takes your function itself, without ()")
     try:
         found = case.run(answer)
     except Exception as error:  # noqa: BLE001  whatever the reader's function raises is told, not thrown
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return case, told, "your function raised this error instead of returning a value", ""
+        return _Failure(case, told, "your function raised this error instead of returning a value")
     if found is None or found is Ellipsis:
-        return case, "nothing", "your function does not return a value yet", ""
-    return None if same(found, case.expected) else (case, _say(found), case.rule, case.cite)
+        rule = f"{case.rule} (your function {case.nothing} here)"
+        return _Failure(case, "nothing", rule, case.cite, nothing=True)
+    if same(found, case.expected):
+        return None
+    unlike = _unlike(found, case.expected)
+    return _Failure(case, _say(found), unlike or case.rule, "" if unlike else case.cite)
 
 
 def same(found: object, expected: object) -> bool:
@@ -94,6 +118,22 @@ def same(found: object, expected: object) -> bool:
         return bool(found == expected)
     except (TypeError, ValueError):
         return False
+
+
+def _unlike(found: object, expected: object) -> str:
+    """What is wrong with the kind of a value, or of a mapping's values; empty where only the value itself differs."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping) and found.keys() == expected.keys():
+        return next(filter(None, (_unlike(found[key], expected[key]) for key in expected)), "")
+    wanted, got = _kind(expected), _kind(found)
+    return "" if wanted == got else f"expected {wanted}, found {got}"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return f"{len(value)} bytes"
+    kinds = {"a number": isinstance(value, Number), "text": isinstance(value, str), "a list": _is_row(value),
+             "a dict": isinstance(value, Mapping)}  # fmt: skip
+    return next((kind for kind, fits in kinds.items() if fits), f"a value of type {type(value).__name__}")
 
 
 def _is_row(value: object) -> TypeGuard[Sequence[object]]:

@@ -5,7 +5,7 @@ table. Facts are those of `spec.encryption`.
 """
 
 from hashlib import shake_256
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -145,41 +145,45 @@ def changed_blocks(before, after):
 
 
 def _key_cases() -> list[Case]:
-    def case(name: str, context: Context, kind: Kind, guest_c: bool, host_c: bool, rule: str) -> Case:
-        def run(answer: Answer) -> object:
-            engine = machine("xex-aes-128")
-            right = int(choose_keys(context, kind, guest_c, host_c, GUEST).keys)
-            engine.write(right, PAGE_SIZE, b"a page-table row")
-            key_id = answer(context, kind, guest_c, host_c, GUEST)
-            if key_id is None or key_id is Ellipsis:
-                return key_id
-            seen = engine.read(key_id, PAGE_SIZE, 16) if engine.has_key(key_id) else b""
-            return "the data" if seen == b"a page-table row" else f"nonsense under key id {int(key_id)}"
+    """Every combination, guests with a key of their own first."""
+    contexts = (Context.SEV, Context.SEV_ES, Context.SNP, Context.HOST, Context.GUEST)
+    return [_key_case(*combination) for combination in product(contexts, Kind, (True, False), (False, True))]
 
-        return Case(name, run, "the data", rule, "APM2, tables 15-30 and 15-31")
 
-    return [
-        case("a guest's data, C-bit set", Context.SEV, Kind.DATA, True, False,
-             "the C-bit of the guest's own tables asks for the guest's key"),
-        case("a guest's data, both C-bits clear", Context.SNP, Kind.DATA, False, False,
-             "a guest shares data by clearing the C-bit: the access is unencrypted"),
-        case("the host's data, C-bit clear", Context.HOST, Kind.DATA, False, False,
-             "without a C-bit the host's accesses are unencrypted"),
-        case("the host's data, C-bit set", Context.HOST, Kind.DATA, False, True,
-             "the host has no ASID: its C-bit asks for the key of the host"),
-        case("a guest's data, both C-bits set", Context.SEV_ES, Kind.DATA, True, True,
-             "where both ask, the guest's key wins"),
-        case("a guest's data, C-bit of the nested tables alone", Context.SEV, Kind.DATA, False, True,
-             "what a guest shares may still be encrypted, with the key of the host"),
-        case("a guest fetches an instruction, C-bits clear", Context.SNP, Kind.FETCH, False, False,
-             "a guest's code is always private, whatever the C-bits say"),
-        case("the guest's page tables are walked, nested C-bit set", Context.SEV, Kind.GUEST_WALK, False, True,
-             "a guest's page tables are always private, whatever the C-bits say"),
-        case("the nested tables are walked", Context.SNP, Kind.NESTED_WALK, True, False,
-             "nested tables are the host's: the guest's C-bit and key have nothing to say there"),
-        case("a guest without SEV sets what would be the C-bit", Context.GUEST, Kind.DATA, True, False,
-             "only SEV guests have a key and a C-bit of their own"),
-    ]  # fmt: skip
+def _key_case(context: Context, kind: Kind, guest_c: bool, host_c: bool) -> Case:
+    asid = OTHER if context == Context.SNP else GUEST
+
+    def run(answer: Answer) -> object:
+        engine = machine("xex-aes-128")
+        right = int(choose_keys(context, kind, guest_c, host_c, asid).keys)
+        engine.write(right, PAGE_SIZE, b"a page-table row")
+        key_id = answer(context, kind, guest_c, host_c, asid)
+        if key_id is None or key_id is Ellipsis:
+            return key_id
+        seen = engine.read(key_id, PAGE_SIZE, 16) if engine.has_key(key_id) else b""
+        return "the data" if seen == b"a page-table row" else f"nonsense under key id {int(key_id)}"
+
+    bits = ", ".join(f"{whose} C-bit {'set' if bit else 'clear'}" for whose, bit in (("guest", guest_c), ("host", host_c)))
+    name = f"Context.{context.name}, Kind.{kind.name}, {bits}"
+    return Case(name, run, "the data", _key_rule(context, kind, guest_c, host_c), "APM2, tables 15-30 and 15-31")
+
+
+def _key_rule(context: Context, kind: Kind, guest_c: bool, host_c: bool) -> str:
+    if context == Context.HOST:
+        return "the host has no ASID: its own C-bit asks for the key of the host, and without it nothing is encrypted"
+    if context == Context.GUEST:
+        return "only SEV guests have a key and a C-bit of their own; for the others the host's C-bit decides"
+    if kind == Kind.NESTED_WALK:
+        return "nested tables are the host's: its C-bit decides, and the guest's C-bit and key have nothing to say there"
+    if kind == Kind.FETCH:
+        return "a guest's code is always private, whatever the C-bits say"
+    if kind == Kind.GUEST_WALK:
+        return "a guest's page tables are always private, whatever the C-bits say"
+    if guest_c:
+        return "where both ask, the guest's key wins" if host_c else "the C-bit of its own tables asks for the guest's key"
+    if host_c:
+        return "what a guest shares may still be encrypted, with the key of the host"
+    return "a guest shares data by clearing the C-bit: where the host's is clear, too, nothing is encrypted"
 
 
 def key_of(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
@@ -200,6 +204,18 @@ def _guests_are_private(context: Context, kind: Kind, guest_c: bool, host_c: boo
     return asid if context >= Context.SEV else KeyId.HOST if host_c else KeyId.UNENCRYPTED
 
 
+def _whoever_fetches(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
+    return asid if kind in (Kind.FETCH, Kind.GUEST_WALK) else key_of(context, kind, guest_c, host_c, asid)
+
+
+def _never_encrypts_nested(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
+    return KeyId.UNENCRYPTED if kind == Kind.NESTED_WALK else key_of(context, kind, guest_c, host_c, asid)
+
+
+def _any_guest(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
+    return key_of(Context.SEV if context == Context.GUEST else context, kind, guest_c, host_c, asid)
+
+
 def _host_first(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
     return KeyId.HOST if host_c else key_of(context, kind, guest_c, host_c, asid)
 
@@ -213,8 +229,10 @@ register(
         prerequisites=("the lab on who decides",),
         task=(
             "Return the key id of an access: an ASID for a guest's key, KeyId.HOST or KeyId.UNENCRYPTED. You are given "
-            "who makes the access (a Context), what for (a Kind), the C-bit of the guest's page tables, that of the "
-            "host's or nested tables, and the guest's ASID. The data is then read under your key."
+            "who makes the access, a Context: HOST, GUEST (one without SEV), SEV, SEV_ES or SNP; what for, a Kind: "
+            "DATA, FETCH, GUEST_WALK (of the guest's page tables) or NESTED_WALK (of the tables that the host "
+            "controls); the C-bit of the guest's page tables, that of the host's or nested tables, and the guest's "
+            "ASID. The data is then read under your key. Every combination is tried."
         ),
         stub='''\
 def key_of(context, kind, guest_c, host_c, asid):
@@ -225,6 +243,9 @@ def key_of(context, kind, guest_c, host_c, asid):
         wrong=(
             Wrong(_only_the_c_bit, "a guest's code is always private"),
             Wrong(_guests_are_private, "shares data by clearing the C-bit"),
+            Wrong(_whoever_fetches, "the host has no ASID"),
+            Wrong(_never_encrypts_nested, "nested tables are the host's: its C-bit decides"),
+            Wrong(_any_guest, "only SEV guests have a key and a C-bit of their own"),
             Wrong(_host_first, "the guest's key wins"),
         ),
         hints=(

@@ -37,6 +37,10 @@ def _flush_cases() -> list[Case]:
              "without the MSR VMPAGE_FLUSH a write to it is a #GP, and WBINVD is all that is left"),
         case("Milan gives an ASID to another guest", True, True, True,
              "lines of the old guest may be in any page, and the new one would hit them: all of the cache must go"),
+        case("Rome gives an ASID to another guest", False, True, True,
+             "VMPAGE_FLUSH names one page, and lines of the old guest may be in any: WBINVD, coherent or not"),
+        case("an early part without the MSR gives an ASID to another guest", False, False, True,
+             "retiring an ASID takes WBINVD, whatever the part can do for single pages"),
     ]  # fmt: skip
 
 
@@ -85,6 +89,10 @@ def _always_vmpage_flush(coherent: bool, page_flush: bool, retire: bool) -> str:
     return "VMPAGE_FLUSH"
 
 
+def _page_by_page_without_coherence(coherent: bool, page_flush: bool, retire: bool) -> str:
+    return flush_for(coherent, page_flush, retire and coherent)
+
+
 def _one_page_only(coherent: bool, page_flush: bool, retire: bool) -> str:
     return flush_for(coherent, page_flush, retire=False)
 
@@ -113,6 +121,7 @@ def flush_for(coherent, page_flush, retire):
             Wrong(_always_wbinvd, "empties the caches of the whole machine"),
             Wrong(_always_vmpage_flush, "WBINVD is all that is left"),
             Wrong(_one_page_only, "all of the cache must go"),
+            Wrong(_page_by_page_without_coherence, "VMPAGE_FLUSH names one page"),
         ),
         hints=(
             "Lines carry the key under which they were brought in. Which flush finds a line of another key?",
@@ -206,6 +215,10 @@ def _without_replay(host: RawHost, guest: SafeGuest, spa: int, size: int) -> int
     return next((pin for pin in range(_PINS) if guest.try_pin(pin) == "open"), -1)
 
 
+def _gives_up_silently(host: RawHost, guest: SafeGuest, spa: int, size: int) -> int | None:
+    return next((pin for pin in range(_PINS) if guest.try_pin(pin) == "open"), None)
+
+
 def _writes_plaintext(host: RawHost, guest: SafeGuest, spa: int, size: int) -> int:
     for pin in range(_PINS):
         host.write(spa, _TRIES.to_bytes(size, "little"))
@@ -244,6 +257,7 @@ def find_pin(host, guest, spa, size):
         reference=find_pin,
         wrong=(
             Wrong(_without_replay, "unless its old counter comes back"),
+            Wrong(_gives_up_silently, "old counter comes back (your function does not return a value here)"),
             Wrong(_writes_plaintext, "decrypted before the guest reads it"),
             Wrong(_counter_alone, "all 16 bytes of the block"),
         ),

@@ -86,6 +86,10 @@ def _forgets_the_message(message: bytes, spa: int, read_moved: Callable[[int], b
     return {bit: read_moved(spa ^ 1 << bit) for bit in bits}
 
 
+def _as_numbers(message: bytes, spa: int, read_moved: Callable[[int], bytes], bits: Iterable[int]) -> object:
+    return {bit: int.from_bytes(c, "little") for bit, c in find_constants(message, spa, read_moved, bits).items()}
+
+
 def _moves_to_the_bit(message: bytes, spa: int, read_moved: Callable[[int], bytes], bits: Iterable[int]) -> object:
     return {bit: xor(message, read_moved(1 << bit)) for bit in bits}
 
@@ -114,6 +118,7 @@ def find_constants(message, spa, read_moved, bits):
         reference=find_constants,
         wrong=(
             Wrong(_forgets_the_message, "XOR the message away"),
+            Wrong(_as_numbers, "expected 16 bytes, found a number"),
             Wrong(_moves_to_the_bit, "must differ in one bit alone"),
             Wrong(_adds, "adding carries"),
         ),
@@ -140,7 +145,9 @@ def _mask_cases() -> list[Case]:
             engine = machine("naples-xex")
             engine.write(GUEST, source, b"pay one euro to:")
             mask = _as_bytes(answer(_constants(engine), source, destination))
-            return _moved(engine, source, destination, mask) if isinstance(mask, bytes) and len(mask) == 16 else mask
+            if not isinstance(mask, bytes) or len(mask) != 16:
+                return mask
+            return _moved(engine, source, destination, mask)
 
         bits = [bit for bit in _BITS if (source ^ destination) >> bit & 1]
         known = _constants(machine("naples-xex"))
@@ -171,6 +178,10 @@ def _no_mask(constants: Constants, source: int, destination: int) -> bytes:
     return bytes(16)
 
 
+def _as_a_number(constants: Constants, source: int, destination: int) -> int:
+    return int.from_bytes(move_mask(constants, source, destination), "little")
+
+
 def _destination_only(constants: Constants, source: int, destination: int) -> bytes:
     return move_mask(constants, 0, destination)
 
@@ -199,6 +210,7 @@ def move_mask(constants, source, destination):
         reference=move_mask,
         wrong=(
             Wrong(_no_mask, "behind AES as well"),
+            Wrong(_as_a_number, "expected 16 bytes, found a number"),
             Wrong(_destination_only, "the tweak of the source must go"),
             Wrong(_distance, "not on the distance"),
         ),
@@ -228,8 +240,10 @@ def _plant_cases() -> list[Case]:
             wanted = reduce(xor, (known[bit] for bit in bits), bytes(16))
             wanted = wanted if reachable else xor(wanted, bytes(15) + b"\x01")
             source = answer(known, _KNOWN, xor(_KNOWN, wanted), _TARGET)
-            if not reachable or not isinstance(source, Integral) or source % 16 or source not in range(engine.size):
+            if source is None or source is Ellipsis or not reachable:
                 return source
+            if not isinstance(source, Integral) or source % 16 or source not in range(engine.size):
+                return f"{source}, which is the address of no block"
             engine.write(GUEST, int(source), _KNOWN)
             seen = _moved(engine, int(source), _TARGET, move_mask(known, int(source), _TARGET))
             return "the wanted block" if seen == xor(_KNOWN, wanted) else f"{seen.hex()} from {int(source):#x}"
@@ -282,6 +296,16 @@ def _pairs(constants: Constants, known: bytes, wanted: bytes, destination: int) 
     return -1
 
 
+def _says_nothing_of_others(constants: Constants, known: bytes, wanted: bytes, destination: int) -> int | None:
+    found = [bit for bit, constant in constants.items() if constant == xor(known, wanted)]
+    return destination ^ 1 << found[0] if found else None
+
+
+def _nothing_where_there_is_none(constants: Constants, known: bytes, wanted: bytes, destination: int) -> int | None:
+    source = source_for(constants, known, wanted, destination)
+    return None if source < 0 else source
+
+
 def _never_gives_up(constants: Constants, known: bytes, wanted: bytes, destination: int) -> int:
     return max(source_for(constants, known, wanted, destination), 0)
 
@@ -307,7 +331,9 @@ def source_for(constants, known, wanted, destination):
         wrong=(
             Wrong(_forgets_the_destination, "source = destination ^ d"),
             Wrong(_one_constant, "one alone need not be enough"),
+            Wrong(_says_nothing_of_others, "one alone need not be enough (your function does not return a value here)"),
             Wrong(_pairs, "eliminate bit by bit"),
+            Wrong(_nothing_where_there_is_none, "for the others (your function does not return a value here)"),
             Wrong(_never_gives_up, "return -1 for the others"),
         ),
         hints=(

@@ -19,7 +19,8 @@ HINTS = 3
 class Case:
     """One trial of an answer: `run` calls it and returns what is compared with `expected`.
 
-    `rule` is what a wrong answer has overlooked, and `cite` where that stands.
+    `run` returns None where there is nothing to judge. `rule` is what a wrong answer has overlooked, `cite` where that
+    stands; `nothing` completes "your function ..." where it left nothing to judge.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Case:
     expected: object
     rule: str
     cite: str = ""
+    nothing: str = "does not return a value"
 
 
 @dataclass(frozen=True, slots=True)

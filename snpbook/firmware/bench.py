@@ -24,7 +24,7 @@ from snpbook.spec.commands import COMMAND_SHIFT, STATUS_MASK, Command, MailboxRe
 from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import SYSCFG_MEM_ENCRYPT, SYSCFG_MFDM, SYSCFG_SNP_EN, SYSCFG_VMPL_EN, Msr
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
+from snpbook.spec.pages import PAGE_SHIFT, PageState
 from snpbook.spec.products import product as find_product
 from snpbook.spec.refusal import Refusal
 from snpbook.spec.rmp import RmpCode
@@ -36,6 +36,8 @@ MIB = 1 << 20
 INSTALLED = 64 * MIB
 BUFFER, CONTEXT, SPARE = 16 * MIB, 17 * MIB, 18 * MIB
 """Where the bench puts command buffers, where a guest's context belongs, and the first of many free pages."""
+HANDLE = 1
+"""That of the first legacy guest."""
 _SNP_ON = SYSCFG_MFDM | SYSCFG_MEM_ENCRYPT | SYSCFG_SNP_EN | SYSCFG_VMPL_EN
 _HALF = (1 << 32) - 1
 
@@ -97,22 +99,20 @@ class Bench:
 
     # The mailbox.
 
-    def command(self, command: Command, *, gctx: int = CONTEXT, handle: int = 1, **fields: Any) -> Answer:
+    def command(self, command: Command, **fields: Any) -> Answer:
         """Fill in a command's buffer and send it; fields that are not named are zero.
 
-        `gctx` and `handle` name the guests of the answer's `Standing`. `ValueError` for a value that does not fit.
+        `ValueError` for a value that does not fit.
         """
         layout = BUFFERS[command]
-        return self.send(command, layout.pack(**fields) if layout else b"", gctx=gctx, handle=handle)
+        return self.send(command, layout.pack(**fields) if layout else b"")
 
-    def send(
-        self, command: int, buffer: bytes, *, address: int = BUFFER, gctx: int = CONTEXT, handle: int = 1
-    ) -> Answer:
+    def send(self, command: int, buffer: bytes, *, address: int = BUFFER) -> Answer:
         """Send any command number with any buffer, which goes to `address` first; without one the address is 0.
 
         `HostPageFault` where the page at `address` is not the host's to write.
         """
-        before = self.standing(gctx, handle)
+        before = self.standing()
         if buffer:
             self.host.write(address, buffer)
         self._write(address if buffer else 0, command)
@@ -123,7 +123,7 @@ class Bench:
         now = self.host.read(address, len(buffer))
         written = layout.unpack(now) if layout and now != buffer and len(now) >= layout.size else None
         answer = Answer(event.name, event.arguments, status, event.refusal, _changes(event), registers, written,
-                        before, self.standing(gctx, handle))  # fmt: skip
+                        before, self.standing())  # fmt: skip
         self.made.append(answer)
         return answer
 
@@ -154,9 +154,9 @@ class Bench:
 
     # What can be seen.
 
-    def standing(self, gctx: int = CONTEXT, handle: int = 1) -> Standing:
-        """Where the platforms stand, the SNP guest with that context, and the legacy guest with that handle."""
-        context, legacy = self.context(gctx), self.psp.legacy.guests.get(handle)
+    def standing(self) -> Standing:
+        """Where the platforms stand, the SNP guest whose context is at `CONTEXT`, and the first legacy guest."""
+        context, legacy = self.context(), self.psp.legacy.guests.get(HANDLE)
         state = legacy.state if legacy else LegacyGuestState.UNINIT
         return Standing(self.psp.state, self.psp.legacy.state, context.state if context else None, state)
 
@@ -164,13 +164,11 @@ class Bench:
         """The state of the page at `spa`; without an RMP all pages are the hypervisor's."""
         return self.machine.rmp.state(spa >> PAGE_SHIFT)
 
-    def context(self, gctx: int = CONTEXT) -> Record | None:
-        """What stands in a guest's context; None where the page is no context."""
-        page = gctx >> PAGE_SHIFT
-        known = self.psp.initialised and gctx % PAGE_SIZE == 0 and page < self.machine.rmp.entries
-        if not known or self.state(gctx) is not PageState.CONTEXT:
+    def context(self) -> Record | None:
+        """What stands in the guest's context at `CONTEXT`; None where that page is no context."""
+        if not self.psp.initialised or self.state(CONTEXT) is not PageState.CONTEXT:
             return None
-        return self.psp.context(gctx)
+        return self.psp.context(CONTEXT)
 
     def asid(self, number: int) -> AsidState:
         """The state of an ASID on the first core complex."""

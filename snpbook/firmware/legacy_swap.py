@@ -28,23 +28,21 @@ _TAG_AT, _TAG_SIZE = LEGACY_MDATA.offset("auth_tag"), 16
 
 
 def swap_out(psp: SecureProcessor, buffer: Record) -> Record:
-    """Seal a page of the guest; the page stays as it is, a VMSA without its checksum (MODEL)."""
+    """Seal a page of the guest; the page stays as it is, a VMSA without its checksum (MODEL).
+
+    That checksums are looked at last is inferred.
+    """
     # CHECKS
     psp.legacy.after(Command.SWAP_OUT)
     size = _check_operands(psp, buffer)
-    vmsa = buffer.page_type is SwapType.VMSA
-    src_page = without_c_bit(psp, buffer.src_paddr) >> PAGE_SHIFT
-    kept = src_page in psp.machine.vmsa_checksums
-    require(kept == vmsa, Status.INVALID_PARAM, "a page with a checksum is a VMSA", vmsa, kept, "SEV")
     guest = psp.legacy.guest(buffer.handle)
     guest.require_asid()
     require(guest.swapped < LAST_IV, Status.AEAD_OFLOW, "nonces are left", f"below {LAST_IV}", guest.swapped, "SEV")
     src = check_address(psp, buffer.src_paddr, size, "src_paddr", lookup=False)
     dst = check_output(psp, buffer.dst_paddr, size, "dst_paddr")
     mdata_spa = check_output(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr")
-    if vmsa:
-        sealed = is_sealed(psp.machine, guest.asid, src_page)
-        require(sealed, Status.INVALID_PARAM, "the VMSA has its checksum", "valid", "invalid", "SEV")
+    vmsa, sealed = buffer.page_type is SwapType.VMSA, is_sealed(psp.machine, guest.asid, src >> PAGE_SHIFT)
+    require(sealed == vmsa, Status.INVALID_PARAM, "the page has a valid checksum if it is a VMSA", vmsa, sealed, "SEV")
 
     # ACTION
     mdata = LEGACY_MDATA.record(
@@ -56,7 +54,7 @@ def swap_out(psp: SecureProcessor, buffer: Record) -> Record:
     plain = psp.machine.memory.read(guest.asid, src, size)
     sealed_page = AESGCM(guest.oek).encrypt(swap_iv(guest.swapped), plain, bytes(mdata))
     psp.legacy.guests[buffer.handle] = replace(guest, swapped=guest.swapped + 1)
-    psp.machine.vmsa_checksums.pop(src_page, None)
+    psp.machine.vmsa_checksums.pop(src >> PAGE_SHIFT, None)
 
     # ANSWER
     psp.machine.memory.write(KeyId.UNENCRYPTED, dst, sealed_page[:-_TAG_SIZE])

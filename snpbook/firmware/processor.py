@@ -218,12 +218,18 @@ class SecureProcessor:
         require(self.initialised, Status.INVALID_PLATFORM_STATE, "platform state", "INIT", self.state.name)
 
     def context(self, gctx: int) -> Record:
-        """G: the page is a guest's context; its contents, decrypted."""
+        """G: the page is a guest's context; its contents, decrypted.
+
+        What a command wrote over it while SNP was off, and page states were not tested, is none any more (MODEL).
+        """
         spa = check_address(self, gctx, PAGE_SIZE, "gctx_paddr")
         found = state_of(self, spa)
         require(found is PageState.CONTEXT, Status.INVALID_GUEST, "state of gctx_paddr", "CONTEXT", found.name)
         page = np.array([spa >> PAGE_SHIFT], U64)
-        return GUEST_CONTEXT.unpack(self.machine.memory.read_pages(FIRMWARE_KEY_ID, page).tobytes())
+        context = GUEST_CONTEXT.unpack(self.machine.memory.read_pages(FIRMWARE_KEY_ID, page).tobytes())
+        whole = isinstance(context.state, GuestState) and context.asid <= self.asids.limit
+        require(whole, Status.INVALID_GUEST, "it still holds a context", "a guest's state", context.state, "MODEL")
+        return context
 
     def next_state(self, context: Record, command: Command) -> GuestState:
         """The state to which a command leads a guest; INVALID_GUEST_STATE where its state does not admit it."""

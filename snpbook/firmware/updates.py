@@ -42,8 +42,13 @@ def snp_download_firmware_ex(psp: SecureProcessor, buffer: Record) -> None:
 
 
 def run(psp: SecureProcessor, build: FirmwareBuild) -> None:
-    """Run another firmware: the current TCB is its, the committed one stays."""
+    """Run another firmware: the current TCB is its, the committed one stays.
+
+    The boot loader gives sticks up to the current TCB: the one in use is the reported one's if it was newer (MODEL).
+    """
     psp.release, psp.current_tcb = build, build.tcb
+    if not psp.current_tcb.at_least(psp.vcek_tcb):
+        psp.vcek_tcb = psp.reported_tcb
 
 
 def load_image(psp: SecureProcessor, address: int, length: int) -> FirmwareBuild:

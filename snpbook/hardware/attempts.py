@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from snpbook.hardware.checks import Access, check_guest
 from snpbook.hardware.core_rmp import adjust_rights, query_rights, validate_pages
 from snpbook.hardware.dram import Words
-from snpbook.hardware.exits import Npf
+from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.host_instructions import HYPERVISOR, NewState
-from snpbook.hardware.reasons import Operands, Page, Step, code_reason, guest_steps, owner, rights, size
+from snpbook.hardware.reasons import Operands, Page, Step, code_reason, guest_steps, not_canonical, owner, rights, size
 from snpbook.hardware.walker import Fault
 from snpbook.hardware.workbench import Workbench
 from snpbook.spec.layout import Record
@@ -189,7 +189,7 @@ def _faulted(bench: Workbench, order: Order, page: Page, fault: Fault, index: in
     elif fault.error == ExitCode.PAGE_NOT_VALIDATED:
         verdict, code, detail = Access.NOT_VALIDATED, "#VC", f"error code {fault.error:#x}, CR2 {fault.address:#x}"
     else:
-        return f"#{Vector(fault.vector).name}", f"error code {fault.error:#x}", _privilege(order)
+        return f"#{Vector(fault.vector).name}", f"error code {fault.error:#x}", _before_the_rmp(order, fault, gfn)
     steps = guest_steps(page, gfn, order.asid, 0, VmplPermission.NONE, verdict, large=order.large)
     failed = next(step for step in steps if step.met is False)
     if verdict is Access.PAGE_SIZE:  # the instruction's size counts, not the mapping's
@@ -197,7 +197,12 @@ def _faulted(bench: Workbench, order: Order, page: Page, fault: Fault, index: in
     return code, detail, failed
 
 
-def _privilege(order: Order) -> Step:
+def _before_the_rmp(order: Order, fault: GuestException, gfn: int) -> Step:
+    """What an instruction checks before it asks the RMP: the level, then the address in the guest's own tables."""
+    if fault.vector == Vector.PF:
+        return Step("Guest tables: present", "present", f"no page at {gfn << PAGE_SHIFT:#x}", False, "APM2 5.3")
+    if order.instruction != "PVALIDATE" or not order.vmpl:
+        return not_canonical(gfn << PAGE_SHIFT)
     return Step(f"{order.instruction} is for VMPL0", "VMPL0", f"VMPL{order.vmpl}", False, "APM2 15.36.6")
 
 

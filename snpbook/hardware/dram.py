@@ -60,10 +60,10 @@ class Dram:
 
     def edit(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Writable pieces of a range, each with its offset in the range: one piece in the mapping,
-        pieces within 2 MB regions in the dictionary. Whoever keeps a piece calls `mark` when writing to it later.
+        pieces within 2 MB regions in the dictionary.
         """
         self.mark(spa, size)
-        yield from self._pieces(spa, size)
+        yield from self.writable(spa, size)
 
     def mark(self, spa: int, size: int) -> None:
         """Note that a range is being written."""
@@ -75,7 +75,8 @@ class Dram:
             else:
                 self.written[first : last + 1] = b"\1" * (last + 1 - first)
 
-    def _pieces(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
+    def writable(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
+        """The pieces of `edit` for those who keep them: they call `mark` whenever they write."""
         spa, size = self._check(spa, size)
         if self._flat is not None:
             yield 0, self._flat[spa : spa + size]
@@ -89,7 +90,7 @@ class Dram:
 
     def pieces(self, spa: int, size: int) -> Iterator[tuple[int, Bytes]]:
         """Read-only views of a range, in the pieces of `edit`."""
-        for offset, piece in self._pieces(spa, size):
+        for offset, piece in self.writable(spa, size):
             view = piece.view()
             view.flags.writeable = False
             yield offset, view
@@ -119,6 +120,8 @@ class Dram:
                 self._region.madvise(mmap.MADV_DONTNEED, first, end - first)
             self._flat[spa : min(first, spa + size)] = 0  # the system's own pages may be larger
             self._flat[max(end, spa) : spa + size] = 0
+            for number in range(-(-spa // LARGE_PAGE_SIZE), (spa + size) // LARGE_PAGE_SIZE):
+                self.written[number] = number in self._held.regions  # else a whole region is as empty as it was held
             return
         for number in range(spa // LARGE_PAGE_SIZE, -(-(spa + size) // LARGE_PAGE_SIZE)):
             if number in self._regions:
@@ -197,7 +200,7 @@ class Dram:
 
     def _piece(self, number: int) -> Bytes:
         """A 2 MB region, writable."""
-        ((_, piece),) = self._pieces(number * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE)
+        ((_, piece),) = self.writable(number * LARGE_PAGE_SIZE, LARGE_PAGE_SIZE)
         return piece
 
     def _at(self, number: int) -> Bytes:

@@ -19,7 +19,7 @@ from snpbook.hardware.exits import GuestException, HostPageFault, Npf
 from snpbook.hardware.iommu import DmaBlocked
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
-from snpbook.hardware.reasons import Page, Step, guest_steps, hypervisor_steps
+from snpbook.hardware.reasons import Page, Step, guest_steps, hypervisor_steps, not_canonical
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.hardware.walker import Fault
 from snpbook.spec.encryption import KeyId
@@ -78,17 +78,23 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """An access, the pages that it visited in order, and how it ended: `fault` is None where it was let through."""
+    """An access, the pages that it visited in order, and how it ended: `fault` is None where it was let through.
+
+    `rights` is the check on what all entries of a guest's walk grant together, where the walk came to its end.
+    """
 
     actor: str
     address: int
     kind: AccessKind
     visits: tuple[Visit, ...]
     fault: Fault | HostPageFault | DmaBlocked | None
+    rights: Step | None = None
 
     @property
     def failed(self) -> Step | None:
         """The check that ended it."""
+        if self.rights and not self.rights.met:
+            return self.rights
         return next((visit.failed for visit in self.visits if visit.failed), None)
 
     @property
@@ -122,21 +128,26 @@ def explain_device(machine: Machine, spa: int, kind: AccessKind) -> Explanation:
             machine.iommu.check_write(machine.rmp, spa, 1)
     except DmaBlocked as refused:
         fault = refused
-    return Explanation("device", spa, kind, (_by_address(machine, spa, kind),), fault)
+    return Explanation("device", spa, kind, (_by_address(machine, spa, kind, " (inferred)"),), fault)
 
 
-def _by_address(machine: Machine, spa: int, kind: AccessKind) -> Visit:
+def _by_address(machine: Machine, spa: int, kind: AccessKind, mark: str = "") -> Visit:
     page = spa >> PAGE_SHIFT
-    checks = _unowned(machine, page) if kind.writes else [_free("reads are not checked")]
+    checks = _unowned(machine, page) if kind.writes else [_free(f"reads are not checked{mark}")]
     return Visit("the page", None, (), page, tuple(checks))
 
 
 def explain_guest(core: GuestCore, address: int, kind: AccessKind) -> Explanation:
     """An access of a running guest at a virtual address, as if the TLB held nothing; WALK uses the page as a table."""
     fault = _verdict(core, address, kind)
+    snp = f"guest, ASID {core.asid}, VMPL{core.registers['vmpl']}" if core.snp else "guest without SNP"
+    actor = f"{snp}, CPL {core.registers['cpl']}"
+    if isinstance(fault, GuestException) and fault.vector == Vector.GP:
+        wild = Visit("the address", None, (), None, (not_canonical(address),))
+        return Explanation(actor, address, kind, (wild,), fault)
     visits, leaf = _tables(core, address) if core.registers["cr0"] & CR0_PG else ([], None)
     number, encrypted = address >> PAGE_SHIFT, bool(core.vmcb.sev)
-    c_bit = 1 << core.machine.product.c_bit if encrypted else 0
+    c_bit, rights = 1 << core.machine.product.c_bit if encrypted else 0, None
     if not any(visit.failed for visit in visits):
         gfn, private = number, encrypted
         if leaf is not None:
@@ -144,12 +155,11 @@ def explain_guest(core: GuestCore, address: int, kind: AccessKind) -> Explanatio
             gfn = (leaf.entry & PTE_ADDRESS & ~c_bit) >> PAGE_SHIFT & ~inside | number & inside
             always = kind is AccessKind.FETCH or kind.of_tables
             private = encrypted and (always or bool(leaf.entry & c_bit))
-            visits[-1] = _allowed(visits, core, kind, fault)
-        if not visits or not visits[-1].failed:
+            rights = _allowed(visits, core, kind, fault)
+        if rights is None or rights.met:
             update = _update(core, visits, fault)
             visits.append(update or _visit(core, "the page", gfn, kind, private))
-    snp = f"guest, ASID {core.asid}, VMPL{core.registers['vmpl']}" if core.snp else "guest without SNP"
-    return Explanation(f"{snp}, CPL {core.registers['cpl']}", address, kind, tuple(visits), fault)
+    return Explanation(actor, address, kind, tuple(visits), fault, rights)
 
 
 def _verdict(core: GuestCore, address: int, kind: AccessKind) -> Fault | None:
@@ -185,8 +195,8 @@ def _tables(core: GuestCore, address: int) -> tuple[list[Visit], Level | None]:
     raise AssertionError("level 0 ends every walk")
 
 
-def _allowed(visits: Sequence[Visit], core: GuestCore, kind: AccessKind, fault: object) -> Visit:
-    """The last table's visit with the rights that all entries on the way grant."""
+def _allowed(visits: Sequence[Visit], core: GuestCore, kind: AccessKind, fault: object) -> Step:
+    """The check on the rights that all entries on the way grant together."""
     entries = [visit.entry.entry for visit in visits if visit.entry]
     user = core.registers["cpl"] == USER_CPL
     wanted = [
@@ -195,8 +205,7 @@ def _allowed(visits: Sequence[Visit], core: GuestCore, kind: AccessKind, fault: 
         *(["executable"] if kind is AccessKind.FETCH else []),
     ]
     met = not (isinstance(fault, GuestException) and fault.vector == Vector.PF)
-    step = Step("Guest tables: rights", ", ".join(wanted) or "present", _shared(entries), met, _GUEST)
-    return replace(visits[-1], checks=(*visits[-1].checks, step))
+    return Step("Guest tables: rights", ", ".join(wanted) or "present", _shared(entries), met, _GUEST)
 
 
 def _update(core: GuestCore, visits: Sequence[Visit], fault: object) -> Visit | None:

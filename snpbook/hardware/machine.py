@@ -27,7 +27,7 @@ from snpbook.spec.memory_map import HT_HOLE, LOW_DRAM_END, TSEG_SIZE
 from snpbook.spec.msr import RMP_ALIGNMENT, RMP_CFG, Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.products import Product
-from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
+from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE, RMP_SEGMENTS
 from snpbook.spec.vmsa import DEBUG_REGISTERS, UNSAVED_REGISTERS
 from snpbook.trace import Trace
 
@@ -120,6 +120,9 @@ class Machine:
             raise ValueError(f"cores = {cores}, sockets = {sockets}: as many cores on each socket, at least one")
         self.product, self.trace, self.sockets = product, trace, sockets
         self.map = MemoryMap.of(installed)
+        if self.map.top > 1 << product.encrypted_physical_bits:
+            reach = f"{product.encrypted_physical_bits} bits of physical address with encryption on"
+            raise ValueError(f"installed = {installed:#x}: {product.title} has {reach}")
         self.dram = Dram(self.map.top, mapping=mapping)
         self.rmp = Rmp(self.dram, self.map.rmp)
         self.rmp_located = False
@@ -169,8 +172,12 @@ class Machine:
         where: RmpRange | RmpSegments = RmpRange(base, end)
         if SevCapability.SEGMENTED_RMP in self.product.capabilities:
             config = RMP_CFG.unpack(core.rdmsr(Msr.RMP_CFG).to_bytes(RMP_CFG.size, "little"))
+            bounds = self.product.rmp_segments
+            assert bounds is not None
             if config.seg_rmp_en:
-                where = RmpSegments.read(self.dram, base, config.seg_size)
+                possible = bounds.min_segment_size <= config.seg_size <= bounds.max_segment_size
+                most = bounds.cached_segments if bounds.cached_only else RMP_SEGMENTS
+                where = RmpSegments.read(self.dram, base, config.seg_size, most) if possible else NO_TABLE
         if where != self.rmp.where:
             changes = self.rmp.changes + 1
             self.rmp = Rmp(self.dram, where if where.fits(self.dram.size) else NO_TABLE)

@@ -23,6 +23,8 @@ from snpbook.spec.msr import (
     HWCR_SMM_LOCK,
     MSR_FACTS,
     MTRR_FIX_WRITE_BACK,
+    RMP_ADDRESS_MASK,
+    RMP_LAST_BYTE,
     SAME_ON_ALL_CORES,
     SYSCFG_BIOS,
     SYSCFG_SNP_EN,
@@ -110,6 +112,10 @@ class Msrs:
                 return
             case Msr.VM_HSAVE_PA:
                 self._require_owned(value)
+            case Msr.RMP_BASE:  # an 8 KB place: what the low bits read as is inferred
+                value &= RMP_ADDRESS_MASK
+            case Msr.RMP_END:
+                value |= RMP_LAST_BYTE
             case Msr.HWCR:  # SmmLock is cleared by reset only (unconfirmed)
                 value |= self._values[msr] & HWCR_SMM_LOCK
         self._values[msr] = value

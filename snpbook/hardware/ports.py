@@ -10,11 +10,12 @@ import numpy as np
 
 from snpbook.hardware.cache import Cache
 from snpbook.hardware.checks import refused_write
-from snpbook.hardware.dram import Bytes, Pages, Words, whole
+from snpbook.hardware.dram import Bytes, Pages, Words, page_numbers, whole
 from snpbook.hardware.exits import Exit, HostPageFault, InvalidOpcode
 from snpbook.hardware.hiding import hide, owners
 from snpbook.hardware.host_instructions import Codes, NewState, psmash, rmpread, rmpupdate
 from snpbook.hardware.machine import Core, Machine, MemoryMap
+from snpbook.hardware.rmp import LARGE_MASK
 from snpbook.hardware.vmrun import Executor, vmrun
 from snpbook.spec.commands import MailboxRegister
 from snpbook.spec.encryption import KeyId
@@ -84,6 +85,11 @@ class HostCpu:
     def _check(self, pages: Pages, *, large: bool = False) -> None:
         if not self._machine.snp_enabled:
             return
+        heads = set(np.unique(page_numbers(pages) & ~LARGE_MASK).tolist()) if large else set()
+        busy = sorted(heads & self._machine.in_use)
+        if busy:  # an erratum: what is in use there refuses the whole mapping (Linux arch/x86/kvm/svm)
+            rule = "the first page of a 2 MB mapping is no VMCB or VMSA in use"
+            raise HostPageFault(busy[0] << PAGE_SHIFT, rule, "idle", "in use")
         refused = refused_write(self._machine.rmp, pages, large=large)
         if refused:
             page, owned = refused

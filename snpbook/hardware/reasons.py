@@ -93,6 +93,11 @@ def guest_steps(
     return _until(checks, verdict)
 
 
+def not_canonical(address: int) -> Step:
+    """The check on an address before any walk, failed: of 48 bits, the highest is repeated up to bit 63."""
+    return Step("Canonical address", "bits 63 to 47 alike", f"{address:#x}", False, "APM2 5.3.1")
+
+
 def hypervisor_steps(page: Page, verdict: Access, *, large: bool = False) -> list[Step]:
     """The one check on a write by the host, a device or a guest without SNP, and on an SNP guest's shared write."""
     found, wanted = owner(page.head if large else page.entry), "not assigned"

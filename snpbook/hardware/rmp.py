@@ -42,10 +42,10 @@ class Rmp:
         self.counts: memoryview | None = None
         """The counters of assigned pages by ASID, likewise."""
         if dram.mapped and isinstance(where, RmpRange):
-            _, piece = next(dram.edit(where.base + spec.BOOKKEEPING_SIZE, self.entries * spec.ENTRY_SIZE))
+            ((_, piece),) = dram.writable(where.base + spec.BOOKKEEPING_SIZE, self.entries * spec.ENTRY_SIZE)
             self._table = piece.view("<u8").reshape(-1, 2)
             self.words = piece.data.cast("B").cast("Q")
-            _, piece = next(dram.edit(where.base, spec.BOOKKEEPING_SIZE))
+            ((_, piece),) = dram.writable(where.base, spec.BOOKKEEPING_SIZE)
             self.counts = piece.data.cast("B").cast("Q")
 
     def __repr__(self) -> str:

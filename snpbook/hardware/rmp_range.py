@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from snpbook.hardware.dram import Dram, Words
 from snpbook.spec import rmp as spec
-from snpbook.spec.msr import RMP_ADDRESS_MASK
+from snpbook.spec.msr import RMP_ADDRESS_MASK, RMP_ALIGNMENT
 from snpbook.spec.pages import PAGE_SHIFT
 
 U64 = np.uint64
@@ -66,13 +66,16 @@ class RmpSegments:
         return f"{self.base:#x}, {sum(map(bool, self.sizes))} segments"
 
     @classmethod
-    def read(cls, dram: Dram, base: int, log2_size: int) -> RmpSegments:
+    def read(cls, dram: Dram, base: int, log2_size: int, most: int) -> RmpSegments:
         """The segments that the table behind the bookkeeping area at `base` lists, each of 2^`log2_size` bytes.
 
-        A size larger than a segment is cut to it.
+        A size larger than a segment is cut to it, and beyond the first `most` segments there are none. A base that
+        leaves no room in memory lists none.
         """
+        if base + spec.BOOKKEEPING_SIZE + spec.SEGMENT_TABLE_SIZE > dram.size:
+            return cls(base, 1 << log2_size, (), ())
         raw = dram.read(base + spec.BOOKKEEPING_SIZE, spec.SEGMENT_TABLE_SIZE)
-        entries = [spec.RMP_SEGMENT.unpack(raw[at : at + 8]) for at in range(0, len(raw), 8)]
+        entries = [spec.RMP_SEGMENT.unpack(raw[at : at + 8]) for at in range(0, len(raw), 8)][:most]
         size = 1 << log2_size
         covered = [min(entry.covered_gib << spec.GIB_SHIFT, size) for entry in entries]
         while covered and not covered[-1]:
@@ -91,7 +94,9 @@ class RmpSegments:
         return ((len(self.sizes) - 1) * self.segment_size + self.sizes[-1]) >> PAGE_SHIFT if self.sizes else 0
 
     def fits(self, memory: int) -> bool:
-        """Whether all of the table lies within `memory` bytes."""
+        """Whether all of the table lies within `memory` bytes, and begins at a multiple of 1 MB."""
+        if self.base % RMP_ALIGNMENT:
+            return False
         tables = zip(self.bases, self.sizes, strict=True)
         return max([self.end + 1, *(base + (size >> PAGE_SHIFT) * spec.ENTRY_SIZE for base, size in tables)]) <= memory
 

@@ -24,7 +24,7 @@ from snpbook.spec.msr import SYSCFG_MEM_ENCRYPT, SYSCFG_MFDM, SYSCFG_SNP_EN, SYS
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE, VmplPermission
 from snpbook.spec.products import product as find_product
 from snpbook.spec.rmp import RmpCode
-from snpbook.spec.vmcb import PTE_LARGE, PTE_PRESENT, PTE_SIZE, PTE_USER, PTE_WRITE, VMCB
+from snpbook.spec.vmcb import PTE_LARGE, PTE_PRESENT, PTE_SIZE, PTE_USER, PTE_WRITE, PTES_PER_TABLE, VMCB
 from snpbook.spec.vmsa import (
     CR0_PE,
     CR0_PG,
@@ -218,8 +218,9 @@ class BareGuest:
         return core
 
     def _fill(self, table: int, entries: Sequence[int] | Words) -> None:
-        """The guest writes the first entries of a table of its own."""
-        words = np.array(entries, np.uint64) | np.uint64(_RIGHTS)
+        """The guest writes a table of its own: `entries`, and behind them such that are not present."""
+        words = np.zeros(PTES_PER_TABLE, np.uint64)
+        words[: len(entries)] = np.array(entries, np.uint64) | np.uint64(_RIGHTS)
         self._without_paging().write(table << PAGE_SHIFT, words.tobytes())
 
     def protect(self, gfn: int, *, clear: int = 0, add: int = 0) -> None:

@@ -112,6 +112,8 @@ IBS_FETCH_ENABLE, IBS_OP_ENABLE = 1 << 48, 1 << 17
 """The enable bits of instruction-based sampling in IBS_FETCH_CTL and IBS_OP_CTL (Linux perf_event.h, from memory)."""
 RMP_ADDRESS_MASK = ((1 << 52) - 1) & ~0x1FFF
 """RMP_BASE holds bits 51:13 of an address."""
+RMP_LAST_BYTE = 0x1FFF
+"""RMP_END is the last byte of the table: its low bits are ones."""
 RMP_ALIGNMENT = 0x100000
 """The firmware wants base and size of the table in multiples of 1 MB."""
 VMPAGE_FLUSH_ASID = 0xFFF

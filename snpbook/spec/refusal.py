@@ -4,6 +4,7 @@ Whose refusal it is shows in the class: the firmware's, the kernel's, the hardwa
 are subclasses beside the numbers that they answer with.
 """
 
+from enum import Enum
 from html import escape
 
 
@@ -40,6 +41,8 @@ class Refusal(Exception):
 def _show(value: object) -> str:
     if isinstance(value, bytes):
         return value.hex() if len(value) <= 24 else f"{value[:16].hex()}..."
+    if isinstance(value, Enum):
+        return value.name
     if isinstance(value, int) and not isinstance(value, bool) and value >= 10:
         return f"{value:#x}"
     return str(value)

@@ -130,7 +130,8 @@ RMP_SEGMENT = Layout(
     ],
 )
 SEGMENT_TABLE_SIZE = 0x1000
-"""Up to 512 segments, listed behind the bookkeeping area."""
+RMP_SEGMENTS = 512
+"""Up to so many segments, listed behind the bookkeeping area."""
 SEGMENT_BASE_SHIFT, GIB_SHIFT = 20, 30
 
 

@@ -28,6 +28,7 @@ _MEANINGS = {
     FaultError.SIZE_MISMATCH: "PVALIDATE or RMPADJUST named a smaller size than the entry has",
     FaultError.VMPL: "the rights of the VMPL are not enough",
 }
+_NOT_MODELLED = "Bits 6 and 37 tell of shadow stacks, which are not modelled; bit 63 belongs to Secure AVIC."
 _GUEST_BITS = FaultError.PRESENT | FaultError.WRITE | FaultError.USER | FaultError.RESERVED | FaultError.FETCH
 _HOST_BITS = _GUEST_BITS | FaultError.RMP
 _RESULTS = {True: Result.PASSED, False: Result.FAILED, None: Result.SKIPPED}
@@ -39,11 +40,16 @@ def explanation(told: Explanation) -> Static:
     parts = [verdict(told)]
     tables = [visit for visit in told.visits if visit.level is not None]
     if tables:
-        parts.append(_guest_walk(tables))
+        parts.append(_guest_walk(tables, told.rights))
     last = told.visits[-1]
     if last.gfn is not None:
         parts.append(_levels(f"Nested walk of GPA {last.gfn << PAGE_SHIFT:#x}, {last.what}", last.nested))
-    parts += [_checks(told.visits[-1]), *_fault(told)]
+    if told.rights and not told.rights.met:
+        parts.append(_checks("Checks on the entries of the guest's tables", [told.rights]))
+    else:
+        where = "" if last.page is None else f", system page {last.page:#x}"
+        parts.append(_checks(f"Checks on {last.what}{where}", last.checks))
+    parts += _fault(told)
     return Static("\n\n".join(part.text for part in parts), "".join(part.html for part in parts))
 
 
@@ -111,17 +117,22 @@ def _bits(caption: str, error: FaultError, shown: FaultError) -> Static:
         for bit in FaultError
         if bit & shown and bit in _MEANINGS
     ]
-    return table(caption, ["bit", "value", "name", "where it is 1"], rows, mono=["bit", "value"])
+    note = _NOT_MODELLED if FaultError.VMPL in shown else ""
+    return table(caption, ["bit", "value", "name", "where it is 1"], rows, mono=["bit", "value"], note=note)
 
 
-def _guest_walk(visits: Sequence[Visit]) -> Static:
-    """The tables of the guest: each is a private page that has to be found and checked itself."""
+def _guest_walk(visits: Sequence[Visit], rights: Step | None) -> Static:
+    """The tables of the guest: each is a private page that has to be found and checked itself; then `rights`."""
     rows = []
     for visit in visits:
         entry = visit.entry
         raw, says = (f"{entry.entry:#018x}", entry.says) if entry else ("", visit.failed.name if visit.failed else "")
         gpa = "" if visit.gfn is None else f"{visit.gfn << PAGE_SHIFT:#x}"
         rows.append((visit.what, gpa, _place(visit), _summary(visit), raw, says))
+    if rights:
+        sign = mark(_RESULTS[rights.met], rights.name if rights.met is False else "1 met")
+        says = f"wanted: {rights.expected}; all grant: {rights.found}"
+        rows.append(("all entries together", "", "", _unfolding(sign, [rights]), "", says))
     head = ["table", "at GPA", "found at SPA", "its own checks", "entry", "the entry says"]
     return table("The guest's walk: its own tables", head, rows, mono=["at GPA", "found at SPA", "entry"])
 
@@ -134,9 +145,15 @@ def _place(visit: Visit) -> str:
 
 
 def _summary(visit: Visit) -> Markup:
+    """How the checks on a table ended; unfolds to the checks."""
     if visit.failed:
-        return mark(Result.FAILED, visit.failed.name)
-    return mark(Result.PASSED, f"{sum(step.met is True for step in visit.checks)} met")
+        return _unfolding(mark(Result.FAILED, visit.failed.name), visit.checks)
+    return _unfolding(mark(Result.PASSED, f"{sum(step.met is True for step in visit.checks)} met"), visit.checks)
+
+
+def _unfolding(sign: Markup, steps: Sequence[Step]) -> Markup:
+    lines = [escape(f"{step.name}: {_WORDS[step.met]}" + f", found {step.found}" * bool(step.found)) for step in steps]
+    return Markup(f"<details><summary>{sign}</summary>{'<br>'.join(lines)}</details>", sign.words)
 
 
 def _levels(caption: str, levels: Sequence[Level]) -> Static:
@@ -145,10 +162,8 @@ def _levels(caption: str, levels: Sequence[Level]) -> Static:
     return table(caption, head, rows, mono=["entry at SPA", "entry"])
 
 
-def _checks(visit: Visit) -> Static:
-    where = "" if visit.page is None else f", system page {visit.page:#x}"
-    rows = [_check(step) for step in visit.checks]
-    caption = f"Checks on {visit.what}{where}"
+def _checks(caption: str, steps: Sequence[Step]) -> Static:
+    rows = [_check(step) for step in steps]
     return table(caption, ["check", "result", "it wants", "it found", "source"], rows, mono=["it wants", "it found"])
 
 

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from snpbook.hardware.dram import Dram
 from snpbook.hardware.exits import HostPageFault
 from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
+from snpbook.hardware.rmp_range import RmpSegments
 from snpbook.spec.msr import Msr
 from snpbook.spec.products import product
 from snpbook.system import System
@@ -70,17 +72,17 @@ def test_once_on_the_table_stays_where_it_is() -> None:
 
 
 def test_a_segmented_table() -> None:
-    """Turin: 2 segments of 1 GiB, of which the machine's 64 MiB lie in the first; its entries at 32 MiB."""
+    """Turin: segments of 64 GiB, of which 1 GiB of the first has entries, at 32 MiB."""
     board = machine("turin")
     base, entries = 0x100000, 0x2000000
-    board.dram.write(base + 0x4000, (1 | entries).to_bytes(8, "little") + (1 | 0x1800000).to_bytes(8, "little"))
+    board.dram.write(base + 0x4000, (1 | entries).to_bytes(8, "little"))
     for core in board.cores:
         core.wrmsr(Msr.RMP_BASE, base)
         core.wrmsr(Msr.RMP_END, 0)
-        core.wrmsr(Msr.RMP_CFG, 1 | 30 << 8)
+        core.wrmsr(Msr.RMP_CFG, 1 | 36 << 8)
     cpu = switch_on(board)
-    pages = np.array([5, 0x3FFFF, 0x40000, 0x7FFFF, 0x80000], np.uint64)
-    assert board.rmp.covers(pages).tolist() == [True, True, True, True, False]
+    pages = np.array([5, 0x3FFFF, 0x40000, 0x1000000], np.uint64)
+    assert board.rmp.covers(pages).tolist() == [True, True, False, False]
     assert cpu.rmpupdate(range(5, 7), range(9, 11), NewState(assigned=True, asid=3)).tolist() == [0, 0]
     words = [int.from_bytes(board.dram.read(entries + 16 * page, 8), "little") for page in (4, 5, 6)]
     assert words == [0, 1 | 9 << 12 | 3 << 51, 1 | 10 << 12 | 3 << 51]
@@ -88,6 +90,73 @@ def test_a_segmented_table() -> None:
     assert int.from_bytes(board.dram.read(base + 8 * 3, 8), "little") == 2
     with pytest.raises(HostPageFault):
         cpu.write(5 * PAGE, b"x")
+
+
+@pytest.mark.parametrize(
+    ("base", "log2_size", "first"),
+    [
+        (1 << 50, 36, 1 | 0x2000000),  # beyond memory
+        (0x102000, 36, 1 | 0x2000000),  # no multiple of 1 MB
+        (0x100000, 20, 1 | 0x2000000),  # segments smaller than the product has
+        (0x100000, 43, 1 | 0x2000000),  # larger ones
+        (0x100000, 36, 1 | 0x3F00000),  # entries that end beyond memory
+        (0x100000, 36, 0),  # no segment covers anything
+    ],
+)
+def test_a_segmented_table_that_cannot_be(base: int, log2_size: int, first: int) -> None:
+    """No Python error comes out of WRMSR: every page is uncovered."""
+    board = machine("turin")
+    if base < board.dram.size:
+        board.dram.write(base + 0x4000, first.to_bytes(8, "little"))
+    for core in board.cores:
+        core.wrmsr(Msr.RMP_BASE, base)
+        core.wrmsr(Msr.RMP_CFG, 1 | log2_size << 8)
+    cpu = switch_on(board)
+    assert (board.rmp.entries, board.rmp_located) == (0, True)
+    assert cpu.rmpupdate(range(5, 6), range(1), NewState(assigned=True, asid=1)).tolist() == [1]
+
+
+def test_a_segment_covers_no_more_than_its_size_and_only_cached_ones_count() -> None:
+    memory = Dram(64 * MIB)
+    listed = [(200 | 0x100000 * (i + 1)).to_bytes(8, "little") for i in range(20)]
+    memory.write(0x4000, b"".join(listed))
+    found = RmpSegments.read(memory, 0, 36, 16)
+    assert found.sizes == (1 << 36,) * 16
+    assert found.bases == tuple(0x100000 * (i + 1) for i in range(16))
+    assert RmpSegments.read(memory, 0, 38, 512).sizes == (200 << 30,) * 20
+
+
+def test_the_registers_hold_an_8_kb_place() -> None:
+    core = machine().cores[0]
+    core.wrmsr(Msr.RMP_BASE, 0x101FFF)
+    core.wrmsr(Msr.RMP_END, 0x1103FFE)
+    assert (core.rdmsr(Msr.RMP_BASE), core.rdmsr(Msr.RMP_END)) == (0x100000, 0x1103FFF)
+
+
+def test_another_table_voids_what_was_translated() -> None:
+    board = machine()
+    before = board.rmp.changes
+    for core in board.cores:
+        core.wrmsr(Msr.RMP_BASE, 0x100000)
+        core.wrmsr(Msr.RMP_END, 0x100000 + 0x4000 + 16 * 0x4000 - 1)
+    switch_on(board)
+    assert board.rmp.changes > before
+
+
+def test_memory_that_the_product_cannot_address() -> None:
+    with pytest.raises(ValueError, match="43 bits of physical address"):
+        Machine(product("milan"), 9 << 40, boot_entropy=bytes(32), trace=Trace())
+
+
+def test_a_large_mapping_that_begins_with_a_page_in_use() -> None:
+    """The erratum: a host's 2 MB mapping faults, and 4 KB ones do not."""
+    board = machine()
+    cpu = switch_on(board)
+    board.in_use.add(0x200)
+    cpu.write(0x201 * PAGE, b"x")
+    cpu.write(0x401 * PAGE, b"x", mapping=2 * MIB)
+    with pytest.raises(HostPageFault, match="in use"):
+        cpu.write(0x201 * PAGE, b"x", mapping=2 * MIB)
 
 
 # What is in DRAM.

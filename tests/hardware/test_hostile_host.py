@@ -14,7 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from snpbook.hardware.checks import Access, check_guest
 from snpbook.hardware.exits import HostPageFault
 from snpbook.hardware.host_instructions import NewState, psmash
+from snpbook.hardware.iommu import DmaBlocked
 from snpbook.hardware.page_instructions import pvalidate, rmpadjust
+from snpbook.hardware.ports import Device
 from snpbook.spec.commands import Command
 from snpbook.spec.pages import LaunchPage, PageState
 from snpbook.spec.status import Status
@@ -26,7 +28,7 @@ COUNT = 512 * REGIONS
 PAGES = range(FIRST, FIRST + COUNT)
 ASIDS = (1, 2)
 GCTXS = {1: 17 << 20, 2: (17 << 20) + PAGE}
-GFN = 0x2000
+GFN, LARGE_PAGE = 0x2000, 2 << 20
 ASSIGNED, LARGE, IMMUTABLE, VALIDATED = 1 << 0, 1 << 1, 1 << 2, 1 << 62
 
 offsets = st.sampled_from([0, 0, 1, 1, 2, 511, 300])
@@ -45,7 +47,7 @@ class HostileHost(RuleBasedStateMachine):
         self.board = Board(mapping=True).initialise()
         for asid, gctx in GCTXS.items():
             self.board.start(gctx, asid)
-        self.rmp = self.board.machine.rmp
+        self.rmp, self.device = self.board.machine.rmp, Device(self.board.machine)
         self.mapping: dict[tuple[int, int], tuple[int, bool]] = {}
         """The host's nested tables: for an ASID and a guest page (or its 2 MB) a system page, and whether as 2 MB."""
         self.believed: dict[int, set[int]] = {asid: set() for asid in ASIDS}
@@ -154,6 +156,32 @@ class HostileHost(RuleBasedStateMachine):
             assert assigned
         else:
             assert not assigned, "a host write reached an assigned page"
+            self.raw[page] = self.board.machine.dram.read(spa, PAGE)
+
+    @rule(page=places, value=st.integers(0, 255))
+    def device_write(self, page: int, value: int) -> None:
+        self.cause = "device write"
+        spa, assigned = (FIRST + page) * PAGE, bool(self.before["assigned"][page])
+        try:
+            self.device.dma_write(spa, bytes([value]) * 16)
+        except DmaBlocked:
+            assert assigned
+        else:
+            assert not assigned, "a device's write reached an assigned page"
+            self.raw[page] = self.board.machine.dram.read(spa, PAGE)
+
+    @rule(page=places)
+    def host_write_in_a_large_mapping(self, page: int) -> None:
+        """Through a 2 MB mapping a neighbour's owner counts too."""
+        self.cause = "host write"
+        region = slice(page & -512, (page & -512) + 512)
+        spa, assigned = (FIRST + page) * PAGE, bool(self.before["assigned"][region].any())
+        try:
+            self.board.cpu.write(spa, b"large", mapping=LARGE_PAGE)
+        except HostPageFault:
+            assert assigned
+        else:
+            assert not assigned, "a write through a 2 MB mapping reached a region with an assigned page"
             self.raw[page] = self.board.machine.dram.read(spa, PAGE)
 
     # The firmware, on the host's behalf.

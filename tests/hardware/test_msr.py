@@ -49,7 +49,13 @@ ROWS: dict[int, tuple[Any, Any]] = {
     0xC0010199: _NOWHERE,  # no register of the model
 }
 # A value that differs from what the BIOS left and that the register can hold.
-VALUES = {0xC0010010: SYSCFG_BIOS | 1 << 19, 0xC0010015: 0x11, 0xC001011E: 0x5000001, 0xC0010136: 0x2401}
+VALUES = {
+    0xC0010133: 0x3FFFFF,
+    0xC0010010: SYSCFG_BIOS | 1 << 19,
+    0xC0010015: 0x11,
+    0xC001011E: 0x5000001,
+    0xC0010136: 0x2401,
+}
 CASES = [(number, name) for number in ROWS for name in ALL.split()]
 IDS = [f"{number:#x}-{name}" for number, name in CASES]
 
