@@ -11,6 +11,8 @@ from snpbook.exercises import (
     memory_tweaks,
     page_moves,
     reverse_map_table,
+    secure_pages,
+    secure_processor,
 )
 from snpbook.exercises.desk import check, hint, task
 from snpbook.exercises.registry import exercise, exercises
@@ -26,5 +28,7 @@ __all__ = [
     "memory_tweaks",
     "page_moves",
     "reverse_map_table",
+    "secure_pages",
+    "secure_processor",
     "task",
 ]

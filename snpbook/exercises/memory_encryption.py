@@ -163,7 +163,9 @@ def _key_case(context: Context, kind: Kind, guest_c: bool, host_c: bool) -> Case
         seen = engine.read(key_id, PAGE_SIZE, 16) if engine.has_key(key_id) else b""
         return "the data" if seen == b"a page-table row" else f"nonsense under key id {int(key_id)}"
 
-    bits = ", ".join(f"{whose} C-bit {'set' if bit else 'clear'}" for whose, bit in (("guest", guest_c), ("host", host_c)))
+    bits = ", ".join(
+        f"{whose} C-bit {'set' if bit else 'clear'}" for whose, bit in (("guest", guest_c), ("host", host_c))
+    )
     name = f"Context.{context.name}, Kind.{kind.name}, {bits}"
     return Case(name, run, "the data", _key_rule(context, kind, guest_c, host_c), "APM2, tables 15-30 and 15-31")
 
@@ -174,13 +176,17 @@ def _key_rule(context: Context, kind: Kind, guest_c: bool, host_c: bool) -> str:
     if context == Context.GUEST:
         return "only SEV guests have a key and a C-bit of their own; for the others the host's C-bit decides"
     if kind == Kind.NESTED_WALK:
-        return "nested tables are the host's: its C-bit decides, and the guest's C-bit and key have nothing to say there"
+        return (
+            "nested tables are the host's: its C-bit decides, and the guest's C-bit and key have nothing to say there"
+        )
     if kind == Kind.FETCH:
         return "a guest's code is always private, whatever the C-bits say"
     if kind == Kind.GUEST_WALK:
         return "a guest's page tables are always private, whatever the C-bits say"
     if guest_c:
-        return "where both ask, the guest's key wins" if host_c else "the C-bit of its own tables asks for the guest's key"
+        return (
+            "where both ask, the guest's key wins" if host_c else "the C-bit of its own tables asks for the guest's key"
+        )
     if host_c:
         return "what a guest shares may still be encrypted, with the key of the host"
     return "a guest shares data by clearing the C-bit: where the host's is clear, too, nothing is encrypted"
