@@ -73,8 +73,8 @@ class FirmwareCommand(Event):
 
     @property
     def reason(self) -> str:
-        """The refusal in one line; empty for a success."""
-        return str(self.refusal or "")
+        """The refused rule in one line, without the status; empty for a success."""
+        return Refusal.__str__(self.refusal) if self.refusal else ""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)

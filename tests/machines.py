@@ -60,6 +60,7 @@ class Board:
         name: str = "milan",
         *,
         cores: int = 2,
+        sockets: int = 1,
         installed: int = 64 * MIB,
         mapping: bool = False,
         release: str | None = None,
@@ -73,6 +74,7 @@ class Board:
             boot_entropy=bytes(32),
             trace=trace,
             cores=cores,
+            sockets=sockets,
             mapping=mapping,
         )
         self.psp = power_on(self.machine, Chip.from_seed("tests", name), counting_rng())

@@ -13,6 +13,7 @@ from snpbook.exercises import (
     reverse_map_table,
     secure_pages,
     secure_processor,
+    vmpl_rights,
 )
 from snpbook.exercises.desk import check, hint, task
 from snpbook.exercises.registry import exercise, exercises
@@ -31,4 +32,5 @@ __all__ = [
     "secure_pages",
     "secure_processor",
     "task",
+    "vmpl_rights",
 ]

@@ -1,6 +1,7 @@
 """Exercises on the reverse map table's instructions: the reader acts as host and guest on a workbench.
 
-What counts is where the pages end and how many instructions it took, one for each page; both are read off the machine.
+What counts is where the pages end and how many instructions it took, one for each page and for each fault; both are
+read off the machine, and what the answer returns does not matter.
 """
 
 from collections.abc import Callable
@@ -9,49 +10,52 @@ import numpy as np
 
 from snpbook.exercises.registry import Answer, Case, Exercise, Wrong, register
 from snpbook.exercises.reverse_map_table import FIRST, give
+from snpbook.exercises.watched_guest import NOTHING, WatchedGuest
 from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.workbench import BareGuest, Workbench
-from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE, PageState, VmplPermission
-from snpbook.trace import Instruction, Recorder
+from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE, PageState
 
-_GFN, _LARGE_GFN = 0x10, 0x200
-_SOURCE = "APM2 15.36.5"
+_ASID = 1
+_GFN, _OTHER_GFN, _LARGE_GFN = 0x10, 0x99, 0x200
+_SOURCE = "APM2 15.36.3 and 15.36.6"
 
 # 4: from the hypervisor to the guest
 
 
-def _usable(guest: BareGuest, gfn: int) -> bool:
-    return isinstance(guest.core().read(gfn << PAGE_SHIFT, 1), bytes)
-
-
 def _bring_cases() -> list[Case]:
-    def case(name: str, prepare: Callable[[Workbench], object], instructions: int, rule: str) -> Case:
+    def case(name: str, prepare: Callable[[Workbench, BareGuest], object], instructions: int, rule: str) -> Case:
         def run(answer: Answer) -> object:
-            bench, log = Workbench(), Recorder()
-            guest = bench.guest(1)
-            prepare(bench)
+            bench = Workbench()
+            guest = WatchedGuest(bench, _ASID)
+            prepare(bench, guest)
             guest.map(_GFN, range(FIRST, FIRST + 1))
-            bench.trace.subscribe(log)
-            returned = answer(bench.host, guest, FIRST, _GFN)
-            count = sum(event.count for event in log.of(Instruction))
-            return {"usable": _usable(guest, _GFN), "instructions": count} if count or returned is not None else None
+            done = guest.executed(lambda: answer(bench.host, guest, FIRST, _GFN))
+            usable = isinstance(guest.core().read(_GFN << PAGE_SHIFT, 1), bytes)
+            return done and {"usable": usable, **done}
 
-        return Case(name, run, {"usable": True, "instructions": instructions}, rule, _SOURCE)
+        wanted = {"usable": True, "instructions": instructions, "faults": "none"}
+        return Case(name, run, wanted, rule, _SOURCE, NOTHING)
 
     return [
         case(
-            "a page of the hypervisor", lambda bench: None, 2,
+            "a page of the hypervisor", lambda bench, guest: None, 2,
             "the host assigns by RMPUPDATE, and then the guest must accept by PVALIDATE",
         ),
         case(
             "a page that is assigned already",
-            lambda bench: give(bench, bench.guest(1), FIRST, _GFN, validate=False), 1,
+            lambda bench, guest: give(bench, guest, FIRST, _GFN, validate=False), 1,
             "an entry that already names this guest and this GPA needs no RMPUPDATE",
         ),
         case(
-            "a page of another guest", lambda bench: give(bench, bench.guest(2), FIRST, 0x99), 2,
-            "RMPUPDATE takes a page from one guest to another in one step, and clears Validated as it does",
+            "a page of this guest at another GPA",
+            lambda bench, guest: give(bench, guest, FIRST, _OTHER_GFN, validate=False), 2,
+            "the entry must name this GPA, too: the guest's own page at another one is not the page it expects here",
+        ),
+        case(
+            "a page of another guest at the same GPA",
+            lambda bench, guest: give(bench, bench.guest(_ASID + 1), FIRST, _GFN), 2,
+            "the entry must name this guest. RMPUPDATE takes a page from another in one step, and clears Validated",
         ),
     ]  # fmt: skip
 
@@ -87,6 +91,20 @@ def _takes_back_first(host: HostCpu, guest: BareGuest, page: int, gfn: int) -> o
     return bring_in(host, guest, page, gfn)
 
 
+def _same_owner_is_enough(host: HostCpu, guest: BareGuest, page: int, gfn: int) -> object:
+    entry = host.rmp_entry(page)
+    if not (entry.assigned and entry.asid == guest.asid):
+        _host_alone(host, guest, page, gfn)
+    return guest.pvalidate(gfn)
+
+
+def _same_address_is_enough(host: HostCpu, guest: BareGuest, page: int, gfn: int) -> object:
+    entry = host.rmp_entry(page)
+    if not (entry.assigned and entry.gfn == gfn):
+        _host_alone(host, guest, page, gfn)
+    return guest.pvalidate(gfn)
+
+
 BRING_IN = register(
     Exercise(
         id="reverse_map_table.4",
@@ -95,10 +113,11 @@ BRING_IN = register(
         difficulty=2,
         prerequisites=("exercise 1",),
         task=(
-            "Make a page usable for the guest, with as few instructions as its present state allows. The host has "
-            "already mapped it. host.rmp_entry(page) reads an entry and costs nothing; host.rmpupdate(range(page, "
-            "page + 1), range(gfn, gfn + 1), NewState(assigned=True, asid=guest.asid)) and guest.pvalidate(gfn) are "
-            "instructions. Return what the last one answered."
+            "Be host and guest: make a page usable for the guest, with as few instructions as its present state "
+            "allows. The host has already mapped it. host.rmp_entry(page) reads an entry and costs "
+            "nothing; its fields are assigned, asid, gfn, page_size and validated. host.rmpupdate(range(page, page + "
+            "1), range(gfn, gfn + 1), NewState(assigned=True, asid=guest.asid)) and guest.pvalidate(gfn) are "
+            "instructions. What counts is the page afterwards, not what you return."
         ),
         stub=BRING_STUB,
         reference=bring_in,
@@ -106,6 +125,8 @@ BRING_IN = register(
             Wrong(_host_alone, "the guest must accept by PVALIDATE"),
             Wrong(_always_both, "needs no RMPUPDATE"),
             Wrong(_takes_back_first, "in one step"),
+            Wrong(_same_owner_is_enough, "must name this GPA, too"),
+            Wrong(_same_address_is_enough, "must name this guest"),
         ),
         hints=(
             "Which two parties must agree, and in which order? Which of the two may have done its part already?",
@@ -130,33 +151,35 @@ BRING_IN = register(
 def _part_cases() -> list[Case]:
     def case(name: str, count: int, smashed: bool, instructions: int, rule: str) -> Case:
         def run(answer: Answer) -> object:
-            bench, log = Workbench(), Recorder()
-            guest = bench.guest(1)
+            bench = Workbench()
+            guest = WatchedGuest(bench, _ASID)
             give(bench, guest, FIRST, _LARGE_GFN, large=True, validate=False)
             if smashed:
                 bench.host.psmash(range(FIRST, FIRST + 1))
                 guest.map(_LARGE_GFN, range(FIRST, FIRST + PAGES_PER_LARGE))
-            bench.trace.subscribe(log)
-            returned = answer(bench.host, guest, FIRST, _LARGE_GFN, count)
-            done = sum(event.count for event in log.of(Instruction))
+            done = guest.executed(lambda: answer(bench.host, guest, FIRST, _LARGE_GFN, count))
             states = bench.machine.rmp.states(range(FIRST, FIRST + PAGES_PER_LARGE))
             valid = np.flatnonzero(states == PageState.GUEST_VALID).tolist() == list(range(count))
             others = int(np.count_nonzero(states == PageState.GUEST_INVALID)) == PAGES_PER_LARGE - count
-            told = {"these pages valid": valid, "the others assigned": others, "instructions": done}
-            return told if done or returned is not None else None
+            return done and {"these pages valid": valid, "the others assigned": others, **done}
 
-        wanted = {"these pages valid": True, "the others assigned": True, "instructions": instructions}
-        return Case(name, run, wanted, rule, "APM2 15.36.11")
+        wanted = {"these pages valid": True, "the others assigned": True, "instructions": instructions,
+                  "faults": "none"}  # fmt: skip
+        return Case(name, run, wanted, rule, "APM2 15.36.11", NOTHING)
 
     return [
         case("all 512 pages", 512, False, 1, "a 2 MB entry is validated as a whole by one PVALIDATE of 2 MB"),
         case(
             "the first 16 pages", 16, False, 17,
-            "PVALIDATE of 4 KB on a 2 MB entry is an #NPF with SIZEM: the host must split the entry by PSMASH",
+            "PVALIDATE of 4 KB on a 2 MB entry is an #NPF with SIZEM: the host must split the entry by PSMASH first",
         ),
         case(
             "the first 3 pages of a region that is split already", 3, True, 3,
             "there is nothing to smash in a region of 4 KB entries: PSMASH answers 7",
+        ),
+        case(
+            "all 512 pages of a region that is split already", 512, True, 512,
+            "PVALIDATE of 2 MB on 4 KB entries answers FAIL_SIZEMISMATCH: the entry's size decides, not only the count",
         ),
     ]  # fmt: skip
 
@@ -187,6 +210,20 @@ def _never_smashes(host: HostCpu, guest: BareGuest, page: int, gfn: int, count: 
     return guest.pvalidate(gfn, large=True) if count == PAGES_PER_LARGE else guest.pvalidate(gfn, count)
 
 
+def _tries_first(host: HostCpu, guest: BareGuest, page: int, gfn: int, count: int) -> object:
+    if count == PAGES_PER_LARGE and host.rmp_entry(page).page_size:
+        return guest.pvalidate(gfn, large=True)
+    if guest.pvalidate(gfn, count).fault is None:
+        return None
+    return _always_smashes(host, guest, page, gfn, count)
+
+
+def _whole_by_count(host: HostCpu, guest: BareGuest, page: int, gfn: int, count: int) -> object:
+    if count == PAGES_PER_LARGE:
+        return guest.pvalidate(gfn, large=True)
+    return accept_part(host, guest, page, gfn, count)
+
+
 def _smashes_what_is_split(host: HostCpu, guest: BareGuest, page: int, gfn: int, count: int) -> object:
     if count == PAGES_PER_LARGE:
         return guest.pvalidate(gfn, large=True)
@@ -202,19 +239,23 @@ ACCEPT_PART = register(
         prerequisites=("exercise 4",),
         task=(
             "The host has assigned 2 MB to the guest at guest page gfn. The guest wants the first count pages of 4 KB "
-            "validated and no others; the rest stays assigned. Use as few instructions as possible, counted by pages: "
-            "host.psmash(range(page, page + 1)), guest.pvalidate(gfn, count) and guest.pvalidate(gfn, large=True). "
-            "Return what the last one answered."
+            "validated and no others; the rest stays assigned. Part of the work may be done already: "
+            "host.rmp_entry(page) costs nothing. Use as few instructions as possible, counted by pages, with those "
+            "that fault: host.psmash(range(page, page + 1)), guest.pvalidate(gfn, count) and guest.pvalidate(gfn, "
+            "large=True). What counts is the pages afterwards, not what you return."
         ),
         stub=PART_STUB,
         reference=accept_part,
         wrong=(
             Wrong(_always_smashes, "as a whole by one PVALIDATE of 2 MB"),
             Wrong(_never_smashes, "the host must split the entry by PSMASH"),
+            Wrong(_tries_first, "'instructions': 18, 'faults': '#NPF, "),
             Wrong(_smashes_what_is_split, "nothing to smash"),
+            Wrong(_whole_by_count, "the entry's size decides"),
         ),
         hints=(
-            "Try guest.pvalidate(gfn, 16) and look at the fault that it returns.",
+            "Print what guest.pvalidate(gfn, 16) returns, inside your function: of a large entry it is a fault. Which "
+            "bit of its error says why?",
             "host.rmp_entry(page).page_size tells whether the entry is still a large one.",
             "All 512 of a large entry: one PVALIDATE with large=True. Fewer: PSMASH once if the entry is large, then "
             "PVALIDATE the pages.",
@@ -225,97 +266,5 @@ ACCEPT_PART = register(
             "that say the same for each page of 4 KB, without asking the guest and without changing what it agreed to."
         ),
         cases=_part_cases,
-    )
-)
-
-# 6: rights for VMPL1
-
-
-def _grant_cases() -> list[Case]:
-    def case(name: str, count: int, large: bool, rule: str) -> Case:
-        def run(answer: Answer) -> object:
-            bench = Workbench()
-            guest = bench.guest(1)
-            step = PAGES_PER_LARGE if large else 1
-            for number in range(count):
-                give(bench, guest, FIRST + number * step, _LARGE_GFN + number * step, large=large)
-            if answer(guest, _LARGE_GFN, count, large) is None:
-                return None
-            last = _LARGE_GFN + count * step - 1 << PAGE_SHIFT
-            reads = [isinstance(guest.core(vmpl).read(last, 1), bytes) for vmpl in (1, 2)]
-            first = isinstance(guest.core(1).read(_LARGE_GFN << PAGE_SHIFT, 1), bytes)
-            writes = guest.core(1).write(last, b"\1") is None
-            return {"VMPL1 reads the first page": first, "VMPL1 reads the last page": reads[0],
-                    "VMPL1 writes": writes, "VMPL2 reads": reads[1]}  # fmt: skip
-
-        wanted = {"VMPL1 reads the first page": True, "VMPL1 reads the last page": True, "VMPL1 writes": False,
-                  "VMPL2 reads": False}  # fmt: skip
-        return Case(name, run, wanted, rule, "APM2 15.36.7")
-
-    return [
-        case("one page of 4 KB", 1, False, "the mask is all that the target may do from now on: READ alone, for VMPL1"),
-        case("four pages of 4 KB", 4, False, "each entry has its own rights: every page must be adjusted"),
-        case("a page of 2 MB", 1, True, "RMPADJUST must name the size of the entry, or it faults with SIZEM"),
-    ]
-
-
-GRANT_STUB = '''\
-def grant(guest, gfn, count, large):
-    """Let VMPL1 read `count` pages from `gfn` on, which are 2 MB pages if `large`, and do nothing else with them."""
-    ...
-'''
-
-
-def grant(guest: BareGuest, gfn: int, count: int, large: bool) -> object:
-    """Let VMPL1 read `count` pages from `gfn` on, which are 2 MB pages if `large`, and do nothing else with them."""
-    return guest.rmpadjust(gfn, count, target=1, rights=VmplPermission.READ, large=large)
-
-
-def _grants_everything(guest: BareGuest, gfn: int, count: int, large: bool) -> object:
-    return guest.rmpadjust(gfn, count, target=1, rights=VmplPermission.ALL, large=large)
-
-
-def _first_page_only(guest: BareGuest, gfn: int, count: int, large: bool) -> object:
-    return guest.rmpadjust(gfn, 1, target=1, rights=VmplPermission.READ, large=large)
-
-
-def _small_pages_only(guest: BareGuest, gfn: int, count: int, large: bool) -> object:
-    return guest.rmpadjust(gfn, count, target=1, rights=VmplPermission.READ)
-
-
-GRANT = register(
-    Exercise(
-        id="reverse_map_table.6",
-        title="A window for VMPL1",
-        minutes=8,
-        difficulty=2,
-        prerequisites=(),
-        task=(
-            "VMPL0 runs a small service module, VMPL1 the operating system. Some validated pages are the module's. Let "
-            "VMPL1 read them, but not write or execute, and leave VMPL2 and VMPL3 without any right. "
-            "guest.rmpadjust(gfn, "
-            "count, target=..., rights=..., large=...) executes RMPADJUST at VMPL0; rights are a VmplPermission such "
-            "as "
-            "READ, WRITE, EXECUTE_USER or several joined by |. Return its answer."
-        ),
-        stub=GRANT_STUB,
-        reference=grant,
-        wrong=(
-            Wrong(_grants_everything, "READ alone"),
-            Wrong(_first_page_only, "every page must be adjusted"),
-            Wrong(_small_pages_only, "must name the size of the entry"),
-        ),
-        hints=(
-            "After RMPUPDATE only VMPL0 has rights. Which of the others needs any?",
-            "The mask does not add to the old rights, it replaces them. What is the smallest that lets VMPL1 read?",
-            "guest.rmpadjust(gfn, count, target=1, rights=VmplPermission.READ, large=large)",
-        ),
-        solution=(
-            "RMPADJUST writes the permission byte of one less privileged level, and can grant only what the caller "
-            "holds. "
-            "VMPL0 never loses its own rights, which is why software there can protect itself from the rest of the "
-            "guest."
-        ),
-        cases=_grant_cases,
     )
 )

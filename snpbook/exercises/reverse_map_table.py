@@ -21,6 +21,7 @@ from snpbook.spec.rmp import (
     BOOKKEEPING_SIZE,
     ENTRY_SIZE,
     GFN,
+    GFN_LIMIT,
     GFN_SHIFT,
     LARGE,
     RMP_ENTRY,
@@ -52,7 +53,7 @@ def give(
 def _decode_cases() -> list[Case]:
     def case(name: str, prepare: Callable[[Workbench], object], expected: tuple[object, ...], rule: str) -> Case:
         def run(answer: Answer) -> object:
-            bench = Workbench()
+            bench = Workbench("genoa")
             prepare(bench)
             return answer(int(bench.host.rmp_words(range(FIRST, FIRST + 1))[0, 0]))
 
@@ -73,6 +74,13 @@ def _decode_cases() -> list[Case]:
             "a 2 MB page of guest 3 at GPA 0x39800000",
             lambda bench: give(bench, bench.guest(3), FIRST, 0x39800, large=True), (3, 0x39800000, 512, True),
             "bit 1 of the entry says 2 MB, which is 512 pages of 4 KB",
+        ),
+        case(
+            "assigned to guest 677 at the last GPA that an entry can name",
+            lambda bench: bench.host.rmpupdate(
+                range(FIRST, FIRST + 1), range(GFN_LIMIT - 1, GFN_LIMIT), NewState(assigned=True, asid=677)
+            ),
+            (677, GFN, 1, False), "the ASID has 10 bits and the guest page number 39: the masks must be as wide",
         ),
         case(
             "the firmware's", lambda bench: bench.host.rmpupdate(range(FIRST, FIRST + 1), range(1), FIRMWARE),
@@ -102,6 +110,14 @@ def _no_shift(low: int) -> dict[str, Any]:
     return {**decode(low), "asid": low & ASID}
 
 
+def _eight_bits(low: int) -> dict[str, Any]:
+    return {**decode(low), "asid": low >> ASID_SHIFT & 255}
+
+
+def _four_gigabytes(low: int) -> dict[str, Any]:
+    return {**decode(low), "gpa": low & GFN & 4 * GIB - 1}
+
+
 def _assigned_is_enough(low: int) -> dict[str, Any]:
     return {**decode(low), "validated": bool(low & ASSIGNED)}
 
@@ -128,6 +144,8 @@ DECODE = register(
         reference=decode,
         wrong=(
             Wrong(_no_shift, "which need mask and shift"),
+            Wrong(_eight_bits, "the ASID has 10 bits"),
+            Wrong(_four_gigabytes, "the guest page number 39"),
             Wrong(_assigned_is_enough, "only the second one is the guest's word"),
             Wrong(_always_small, "512 pages of 4 KB"),
         ),

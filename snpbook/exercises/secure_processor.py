@@ -17,7 +17,7 @@ from snpbook.spec.commands import Command
 from snpbook.spec.pages import LaunchPage
 from snpbook.spec.policy import DEFAULT_POLICY
 
-_FULL_CCX = 9
+_TWO_COMPLEXES = 9
 """Cores of a machine with two core complexes."""
 
 
@@ -271,7 +271,7 @@ FIRST = register(
 def _clean_cases() -> list[Case]:
     def case(name: str, prepare: Callable[[Bench], object], commands: int, rule: str) -> Case:
         def run(answer: Answer) -> object:
-            here = bench(cores=_FULL_CCX)
+            here = bench(cores=_TWO_COMPLEXES)
             begin(here.initialise())
             prepare(here)
             before = len(here.made)

@@ -24,6 +24,8 @@ from snpbook.spec.states import (
 )
 
 _MOVERS = frozenset(command for _, command in PLATFORM_TRANSITIONS)
+_ALONE = _MOVERS | {Command.SNP_DOWNLOAD_FIRMWARE_EX}
+"""SNP commands that want the legacy platform to be down."""
 _OF_GUESTS = GUEST_IN_ANY_STATE | {command for _, command in GUEST_TRANSITIONS}
 _OF_LEGACY_GUESTS = LEGACY_GUEST_IN_ANY_STATE | {command for _, command in LEGACY_GUEST_TRANSITIONS}
 _BEGINNINGS = (Command.LAUNCH_START, Command.RECEIVE_START)
@@ -53,7 +55,7 @@ def _snp(command: Command, now: Standing) -> str:
         admitted = now.snp is PlatformState.INIT or command in SNP_IN_ANY_STATE
     if not admitted:
         return f"the SNP platform is {now.snp.name}"
-    if command in _MOVERS and now.legacy is not LegacyPlatformState.UNINIT:
+    if command in _ALONE and now.legacy is not LegacyPlatformState.UNINIT:
         return f"the legacy platform is {now.legacy.name}"
     if command not in _OF_GUESTS or (command in GUEST_IN_ANY_STATE and now.guest is not None):
         return ""

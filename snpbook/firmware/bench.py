@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from snpbook.firmware.admission import Standing
+from snpbook.firmware.admission import Standing, obstacle
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.processor import Rng
 from snpbook.firmware.table import power_on
@@ -21,7 +21,7 @@ from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.spec.asids import AsidState
 from snpbook.spec.commands import COMMAND_SHIFT, STATUS_MASK, Command, MailboxRegister
-from snpbook.spec.dispatch import BUFFERS
+from snpbook.spec.dispatch import BUFFER_CLASSES, BUFFERS, BufferClass
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import SYSCFG_MEM_ENCRYPT, SYSCFG_MFDM, SYSCFG_SNP_EN, SYSCFG_VMPL_EN, Msr
 from snpbook.spec.pages import PAGE_SHIFT, PageState
@@ -51,7 +51,7 @@ class Change:
     after: PageState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Answer:
     """What one command did: its status, why it was refused if it was, and what came of it.
 
@@ -72,7 +72,7 @@ class Answer:
     def ok(self) -> bool:
         return self.status is Status.SUCCESS
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.name}: {self.refusal or self.status.name}"
 
 
@@ -110,18 +110,21 @@ class Bench:
     def send(self, command: int, buffer: bytes, *, address: int = BUFFER) -> Answer:
         """Send any command number with any buffer, which goes to `address` first; without one the address is 0.
 
-        `HostPageFault` where the page at `address` is not the host's to write.
+        A buffer that the firmware only writes is left as it is, and so is one that stands there already: a host that
+        gives the page away for the answer writes the operands before. `HostPageFault` where the page is not its own.
         """
+        known = Command(command) if command in list(Command) else None
         before = self.standing()
-        if buffer:
+        output = known is not None and BUFFER_CLASSES.get(known) is BufferClass.OUT
+        if not output and self.host.read(address, len(buffer)) != buffer:
             self.host.write(address, buffer)
+        held = self.host.read(address, len(buffer))
         self._write(address if buffer else 0, command)
         event: FirmwareCommand = self._log.of(FirmwareCommand)[-1]
         status = Status(self.host.mailbox_read(MailboxRegister.COMMAND) & STATUS_MASK)
         registers = {register: self.host.mailbox_read(register) for register in MailboxRegister}
-        layout = BUFFERS.get(Command(command)) if command in list(Command) else None
-        now = self.host.read(address, len(buffer))
-        written = layout.unpack(now) if layout and now != buffer and len(now) >= layout.size else None
+        layout, now = BUFFERS[known] if known else None, self.host.read(address, len(buffer))
+        written = layout.unpack(now) if layout and now != held and len(now) >= layout.size else None
         answer = Answer(event.name, event.arguments, status, event.refusal, _changes(event), registers, written,
                         before, self.standing())  # fmt: skip
         self.made.append(answer)
@@ -159,6 +162,11 @@ class Bench:
         context, legacy = self.context(), self.psp.legacy.guests.get(HANDLE)
         state = legacy.state if legacy else LegacyGuestState.UNINIT
         return Standing(self.psp.state, self.psp.legacy.state, context.state if context else None, state)
+
+    def obstacle(self, command: Command) -> str:
+        """What rules a command out whatever its operands are, in words; empty where it is admitted."""
+        known = command in self.psp.release.abi.commands
+        return obstacle(command, self.standing()) if known else f"firmware {self.psp.release} does not have it"
 
     def state(self, spa: int) -> PageState:
         """The state of the page at `spa`; without an RMP all pages are the hypervisor's."""

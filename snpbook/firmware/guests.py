@@ -1,6 +1,6 @@
 """Commands on a guest's existence: SNP_GCTX_CREATE, SNP_GUEST_STATUS, SNP_ACTIVATE[_EX], SNP_DECOMMISSION.
 
-Machines have one socket, so that SINGLE_SOCKET never refuses an activation but for an inactive migration agent.
+A guest of one socket (SINGLE_SOCKET) may be active on the core complexes of one socket alone.
 Source: SNP ABI; the order of checks is that of firmware 1.55.25.
 """
 
@@ -76,6 +76,9 @@ def snp_activate(psp: SecureProcessor, buffer: Record) -> None:
     context = psp.context(buffer.gctx_paddr)
     state = psp.next_state(context, Command.SNP_ACTIVATE)
     _require_no_pages(psp, buffer.asid)
+    sockets = psp.machine.sockets
+    single = guest_policy(context.policy).single_socket
+    require(not single or sockets == 1, Status.POLICY_FAILURE, "SINGLE_SOCKET on all complexes", "one socket", sockets)
     psp.asids.check_activate(buffer.asid, context.asid)
 
     # ACTION
@@ -98,7 +101,7 @@ def snp_activate_ex(psp: SecureProcessor, buffer: Record) -> None:
     if context.asid == 0:
         _require_no_pages(psp, asid)
     complexes = check_apic_ids(psp, asid, buffer.numids, buffer.ids_paddr)
-    _check_agent_is_active(psp, context)
+    _check_sockets(psp, context, complexes)
     psp.asids.check_activate(asid, context.asid, again=True)
 
     # ACTION
@@ -122,13 +125,24 @@ def check_apic_ids(psp: SecureProcessor, asid: int, count: int, address: int) ->
     return {number // CORES_PER_CCX for number in ids}
 
 
-def _check_agent_is_active(psp: SecureProcessor, context: Record) -> None:
-    """A guest of one socket is where its migration agent is, and so wants an active one."""
-    policy = guest_policy(context.policy)
-    if policy.single_socket and context.ma_paddr != NO_AGENT:
+def _check_sockets(psp: SecureProcessor, context: Record, complexes: set[int]) -> None:
+    """A guest of one socket stays on that of its migration agent, which must be active, and on its own."""
+    if not guest_policy(context.policy).single_socket:
+        return
+    wanted = _sockets(psp, sum(1 << number for number in complexes)) | _sockets(psp, context.ccx_mask)
+    if context.ma_paddr != NO_AGENT:
         there = state_of(psp, context.ma_paddr) is PageState.CONTEXT
-        asid = psp.context(context.ma_paddr).asid if there else 0
+        agent = psp.context(context.ma_paddr) if there else None
+        asid = agent.asid if agent else 0
         require(asid != 0, Status.POLICY_FAILURE, "the migration agent is active", "an ASID", asid)
+        wanted |= _sockets(psp, agent.ccx_mask if agent else 0)
+    require(len(wanted) < 2, Status.POLICY_FAILURE, "SINGLE_SOCKET: all complexes on one", "one socket", sorted(wanted))
+
+
+def _sockets(psp: SecureProcessor, mask: int) -> set[int]:
+    """The sockets of the core complexes whose bits a mask has."""
+    cores = psp.machine.cores
+    return {core.socket for core in cores if mask >> core.number // CORES_PER_CCX & 1}
 
 
 def _activate(psp: SecureProcessor, gctx: int, context: Record, complexes: range | set[int]) -> None:

@@ -106,7 +106,7 @@ class SecureProcessor:
         """PLATFORM_INFO of reports, and what a guest policy is held against."""
         info = PLATFORM_INFO.unpack(self.release.platform_info.to_bytes(PLATFORM_INFO.size, "little"))
         hiding = self.machine.hidden_asids > 0
-        now = info.replace(rapl_dis=self.rapl_disabled, ciphertext_hiding_en=hiding)
+        now = info.replace(tsme_en=self.machine.tsme, rapl_dis=self.rapl_disabled, ciphertext_hiding_en=hiding)
         return int.from_bytes(bytes(now), "little")
 
     @property

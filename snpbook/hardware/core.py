@@ -22,6 +22,7 @@ from snpbook.hardware.tlb import Entries
 from snpbook.hardware.walker import Fault, PageWalker, Translation
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.spec.products import TSC_MHZ
 from snpbook.spec.vmcb import ExitCode
 from snpbook.spec.vmsa import RFLAGS_AC, SNP_ACTIVE
 
@@ -45,7 +46,7 @@ class GuestCore:
         self.asid: int = vmcb.asid
         self.registers = registers
         self.msrs = GuestMsrs(
-            machine.product, registers, bool(vmcb.sev), bool(vmcb.sev_es), vmcb.ghcb_gpa, 2400, self.flush_tlb
+            machine.product, registers, bool(vmcb.sev), bool(vmcb.sev_es), vmcb.ghcb_gpa, TSC_MHZ, self.flush_tlb
         )
         self._walker = PageWalker(self)
 

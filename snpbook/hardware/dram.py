@@ -274,3 +274,10 @@ def whole(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} = {value!r}: an integer") from None
+
+
+def flag(name: str, value: bool) -> bool:
+    """`value` as True or False; `TypeError` names the argument."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} = {value!r}: True or False")
+    return bool(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snpbook.hardware.core import GuestCore
-from snpbook.hardware.exits import Exit, GuestException, Hlt, Shutdown
+from snpbook.hardware.exits import Exit, GuestException, Hlt, NotModelled, Shutdown
 from snpbook.hardware.guest_cpu import GuestCpu, Program, ProgramFailure
 from snpbook.hardware.intercepts import intercept_exception, is_behind
 from snpbook.hardware.operations import Operation
@@ -49,7 +49,8 @@ class CoroutineExecutor:
     """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`.
 
     An exception is raised out of the await, or taken by the handler that the program has installed. A second one of
-    a vector whose handler still runs is a double fault, which ends the vCPU (MODEL).
+    a vector whose handler still runs is a double fault, which ends the vCPU (MODEL); so does a state that the model
+    cannot run, such as paging without long mode.
     """
 
     def __init__(self) -> None:
@@ -131,7 +132,11 @@ class CoroutineExecutor:
             operation = self._frames[-1].pending
             assert operation is not None
             core.machine.tsc += CYCLES_PER_OPERATION
-            stop = operation.step(core)
+            try:
+                stop = operation.step(core)
+            except NotModelled as refused:
+                self._frames = []
+                return Shutdown(str(refused))
             if isinstance(stop, GuestException):
                 stop = intercept_exception(core, stop)
             if isinstance(stop, GuestException):

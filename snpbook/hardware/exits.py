@@ -79,6 +79,10 @@ class GuestException(Exception):
         return f"vector {self.vector}, error {self.error:#x}, address {self.address:#x}"
 
 
+class NotModelled(ValueError):
+    """A state that a guest may reach and the model cannot run: it ends the vCPU, and LIMITATIONS.md names it."""
+
+
 class HostPageFault(Refusal):
     """#PF on the host: a write to a page that the hypervisor does not own (error bit 31)."""
 

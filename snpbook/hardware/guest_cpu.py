@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from snpbook.hardware import guest_instructions
-from snpbook.hardware.dram import whole
+from snpbook.hardware.dram import flag, whole
 from snpbook.hardware.exits import GuestException
 from snpbook.hardware.operations import Execute, Load, Look, Operation, Read, Write
 from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
@@ -17,7 +17,7 @@ from snpbook.spec.cpuid import Registers
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
 from snpbook.spec.vmsa import LOADABLE_REGISTERS, VMSA
 
-_LOW, _BYTE = (1 << 32) - 1, (1 << 8) - 1
+_LOW = (1 << 32) - 1
 VECTORS = 256
 
 
@@ -46,11 +46,14 @@ class GuestCpu:
 
     def write(self, address: int, data: bytes) -> Operation:
         """Store bytes at a virtual address."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data = {data!r}: bytes")
+        data = bytes(data)
         return Write(_range(address, len(data))[0], data)
 
     def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
         """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
-        return Pvalidate(*_pages("PVALIDATE", address, count, large), validate)
+        return Pvalidate(*_pages("PVALIDATE", address, count, large), flag("validate", validate))
 
     def rmpadjust(
         self, address: int, count: int, *, vmpl: int, permissions: int, vmsa: bool = False, large: bool = False
@@ -60,15 +63,16 @@ class GuestCpu:
         `vmsa` marks the pages as VMSAs, or no longer so, where VMPL0 does it.
         """
         run = _pages("RMPADJUST", address, count, large)
-        return Rmpadjust(*run, _byte("vmpl", vmpl), _byte("permissions", permissions), vmsa)
+        return Rmpadjust(*run, _operand("vmpl", vmpl, 8), _operand("permissions", permissions, 8), flag("vmsa", vmsa))
 
     def rmpquery(self, address: int, count: int, *, vmpl: int) -> Operation:
         """RMPQUERY `count` pages: (return codes, 2 MB entries, permissions of `vmpl`, VMSA bits), one per page."""
-        return Rmpquery(*_pages("RMPQUERY", address, count, False), _byte("vmpl", vmpl))
+        return Rmpquery(*_pages("RMPQUERY", address, count, False), _operand("vmpl", vmpl, 8))
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> Operation:
         """CPUID: EAX to EDX as `Registers`."""
-        return Execute(guest_instructions.cpuid, {"rax": leaf & _LOW, "rcx": subleaf & _LOW}, result=_four_registers)
+        operands = {"rax": _operand("leaf", leaf, 32), "rcx": _operand("subleaf", subleaf, 32)}
+        return Execute(guest_instructions.cpuid, operands, result=_four_registers)
 
     def rdmsr(self, msr: int) -> Operation:
         return Execute(guest_instructions.rdmsr, {"rcx": _word("msr", msr)}, result=_edx_eax)
@@ -83,7 +87,7 @@ class GuestCpu:
 
     def port_out(self, port: int, value: int, size: int = 1) -> Operation:
         """OUT of 1, 2 or 4 bytes."""
-        operands = {"rdx": _port(port, size), "rax": _word("value", value)}
+        operands = {"rdx": _port(port, size), "rax": _operand("value", value, 8 * size)}
         return Execute(guest_instructions.port_out, operands, (size,))
 
     def rdtsc(self) -> Operation:
@@ -172,7 +176,7 @@ _RAX_OF_SIZE = {1: _al, 2: _ax, 4: _eax}
 
 
 def _port(port: int, size: int) -> int:
-    if not 0 <= whole("port", port) <= (1 << 16) - size or size not in _RAX_OF_SIZE:
+    if whole("size", size) not in _RAX_OF_SIZE or not 0 <= whole("port", port) <= (1 << 16) - size:
         raise ValueError(f"port = {port:#x}, size = {size}: 16 bits, and 1, 2 or 4 bytes")
     return port
 
@@ -183,15 +187,17 @@ def _word(name: str, value: int) -> int:
     return value
 
 
-def _byte(name: str, value: int) -> int:
-    if not 0 <= whole(name, value) <= _BYTE:
-        raise ValueError(f"{name} = {value:#x}: the operand holds 8 bits")
+def _operand(name: str, value: int, bits: int) -> int:
+    if not 0 <= whole(name, value) < 1 << bits:
+        raise ValueError(f"{name} = {value:#x}: the operand holds {bits} bits")
     return value
 
 
 def _pages(name: str, address: int, count: int, large: bool) -> tuple[int, int, bool]:
     """The operands of an RMP instruction on a run of pages."""
-    address, _ = _range(address, whole("count", count) * (LARGE_PAGE_SIZE if large else PAGE_SIZE))
+    if whole("count", count) < 0:
+        raise ValueError(f"count = {count}: pages from the first on")
+    address, _ = _range(address, count * (LARGE_PAGE_SIZE if flag("large", large) else PAGE_SIZE))
     if address % PAGE_SIZE:
         raise ValueError(f"address = {address:#x}: {name} takes a page, a multiple of {PAGE_SIZE:#x}")
     return address, count, large

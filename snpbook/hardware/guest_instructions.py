@@ -2,7 +2,8 @@
 
 A program and machine code execute them alike. Each returns None when it is done, else the exception or exit that
 came instead of it, or for the automatic exits right after it. Where nothing is intercepted the core answers,
-with what the model has: the product's CPUID leaves, a counter for the time, no devices behind ports (MODEL).
+with what the model has: the product's CPUID leaves, a counter for the time, no devices behind ports (MODEL). No
+instruction locks the bus, so that the exit BUSLOCK never arises.
 Sources: APM3 (instructions), APM2 15.9 to 15.12, 15.34.10, 15.35.
 """
 
@@ -13,18 +14,23 @@ from typing import TYPE_CHECKING
 from snpbook.hardware.cache import Cache
 from snpbook.hardware.exits import GeneralProtection, GuestException, Vmgexit
 from snpbook.hardware.intercepts import Stop, intercept, intercept_msr, intercept_port
+from snpbook.spec.cpuid import IDLE_HLT_INTERCEPT, SVM_LEAF
 from snpbook.spec.ghcb import IOIO
-from snpbook.spec.msr import MSR_FACTS, Msr
+from snpbook.spec.msr import CANONICAL_MSRS, MSR_FACTS, PAT_TYPES, SAVED_REGISTERS, SEGMENT_BASES, Msr, StateMsr
 from snpbook.spec.sev_features import SevFeatures
-from snpbook.spec.vmcb import ExitCode, Vector
-from snpbook.spec.vmsa import EFER_SVME
+from snpbook.spec.vmcb import VINTR_CTRL, ExitCode, Vector
+from snpbook.spec.vmsa import CR0_PG, CR4_PAE, EFER_LME, EFER_SVME, VMSA
 
 if TYPE_CHECKING:
     from snpbook.hardware.core import GuestCore
+    from snpbook.hardware.msr import GuestMsrs, Msrs
 
 _LOW, _ALL = (1 << 32) - 1, (1 << 64) - 1
+_LOWER_HALF = 1 << 47
+"""The size of each half of the canonical addresses."""
 _CONTROL = {"cr0": 0, "cr3": 3, "cr4": 4}
 _DEBUG = {f"dr{i}": i for i in (0, 1, 2, 3, 6, 7)}
+_STATE = frozenset(StateMsr)
 
 
 def cpuid(core: GuestCore) -> Stop | None:
@@ -38,14 +44,13 @@ def cpuid(core: GuestCore) -> Stop | None:
 
 
 def rdmsr(core: GuestCore) -> Stop | None:
-    """RDMSR of ECX into EDX:EAX: the guest's own register, or, where no intercept forbids it, the core's."""
+    """RDMSR of ECX into EDX:EAX: the guest's own register; where no intercept forbids, its state's or the core's."""
     msr = core.registers["rcx"] & _LOW
-    own = _own(msr)
-    stop = _privileged(core) or (None if own else intercept_msr(core, msr, write=False))
+    stop = _privileged(core) or (None if _own(msr) else intercept_msr(core, msr, write=False))
     if stop is not None:
         return stop
     try:
-        value = core.msrs.rdmsr(msr) if own else core.physical.rdmsr(msr)
+        value = _saved(core, StateMsr(msr)) if msr in _STATE else _msrs(core, msr).rdmsr(msr)
     except GeneralProtection:
         return GuestException(Vector.GP, 0, 0)
     core.registers.update(rax=value & _LOW, rdx=value >> 32)
@@ -55,15 +60,42 @@ def rdmsr(core: GuestCore) -> Stop | None:
 def wrmsr(core: GuestCore) -> Stop | None:
     """WRMSR of EDX:EAX to ECX, likewise."""
     msr = core.registers["rcx"] & _LOW
-    own = _own(msr)
-    stop = _privileged(core) or (None if own else intercept_msr(core, msr, write=True))
+    stop = _privileged(core) or (None if _own(msr) else intercept_msr(core, msr, write=True))
     if stop is not None:
         return stop
     value = (core.registers["rdx"] & _LOW) << 32 | core.registers["rax"] & _LOW
+    if msr in _STATE:
+        return _save(core, StateMsr(msr), value)
     try:
-        (core.msrs if own else core.physical).wrmsr(msr, value)
+        _msrs(core, msr).wrmsr(msr, value)
     except GeneralProtection:
         return GuestException(Vector.GP, 0, 0)
+    return None
+
+
+def _saved(core: GuestCore, msr: StateMsr) -> int:
+    """The value of a register of the guest's state."""
+    if msr is StateMsr.TSC:
+        return time_stamp(core)
+    held = core.registers[SAVED_REGISTERS[msr]]
+    return int(held.base if msr in SEGMENT_BASES else held)
+
+
+def _save(core: GuestCore, msr: StateMsr, value: int) -> Stop | None:
+    """Write a register of the guest's state.
+
+    The upper half of TSC_AUX is dropped (Linux arch/x86/kvm/x86.c). A write of TSC has no effect: the model has one
+    counter for all cores, and a guest does not move it (MODEL).
+    """
+    wild = msr in CANONICAL_MSRS and (value + _LOWER_HALF & _ALL) >= 2 * _LOWER_HALF
+    if wild or (msr is StateMsr.PAT and not PAT_TYPES.issuperset(value.to_bytes(8, "little"))):
+        return GuestException(Vector.GP, 0, 0)
+    if msr is StateMsr.EFER:
+        return load(core, "efer", value)
+    if msr is not StateMsr.TSC:
+        name = SAVED_REGISTERS[msr]
+        held = core.registers[name]
+        core.registers[name] = held.replace(base=value) if msr in SEGMENT_BASES else value & VMSA.fields[name].limit
     return None
 
 
@@ -112,8 +144,22 @@ def wbinvd(core: GuestCore) -> Stop | None:
 
 
 def hlt(core: GuestCore) -> Stop | None:
-    """HLT: where nobody intercepts it, an interrupt wakes the core at once (MODEL)."""
-    return _privileged(core) or intercept(core, ExitCode.HLT)
+    """HLT: where nobody intercepts it, an interrupt wakes the core at once (MODEL).
+
+    The intercept IDLE_HLT, where the processor has it, takes a HLT without a virtual interrupt or NMI pending, and that
+    of HLT itself comes before it (unconfirmed).
+    """
+    stop = _privileged(core) or intercept(core, ExitCode.HLT)
+    idle = core.machine.product.cpuid(SVM_LEAF).edx & IDLE_HLT_INTERCEPT and not _interrupt_pending(core)
+    return intercept(core, ExitCode.IDLE_HLT) if stop is None and idle else stop
+
+
+def _interrupt_pending(core: GuestCore) -> bool:
+    """Whether a virtual interrupt or NMI waits, masked or not, in the word that this guest has them in."""
+    alternate = core.sev_es and core.registers["sev_features"] & SevFeatures.ALTERNATE_INJECTION
+    word = int(core.registers["vintr_ctrl"] if alternate else core.vmcb.virtual_interrupt)
+    control = VINTR_CTRL.unpack(word.to_bytes(VINTR_CTRL.size, "little"))
+    return bool(control.irq or control.nmi)
 
 
 def pause(core: GuestCore) -> Stop | None:
@@ -152,7 +198,7 @@ def read_dr7(core: GuestCore) -> Stop | None:
 def load(core: GuestCore, name: str, value: int) -> Stop | None:
     """Load a register by its own instruction. Writes of CRn and DRn may be intercepted, those of EFER and CRn trapped.
 
-    A SEV-ES guest cannot clear EFER.SVME.
+    A SEV-ES guest cannot clear EFER.SVME. A write that makes long mode with paging and without CR4.PAE is #GP(0).
     """
     code = ExitCode.WRITE_CR0 + _CONTROL[name] if name in _CONTROL else None
     if name in _DEBUG:
@@ -161,12 +207,17 @@ def load(core: GuestCore, name: str, value: int) -> Stop | None:
     if stop is not None:
         core.registers["rax"] = value  # MOV CRn, RAX or MOV DRn, RAX: who emulates it finds the value there
         return stop
-    if name == "dr7" and value >> 32:
+    if (name == "dr7" and value >> 32) or _is_long_without_pae(core, name, value):
         return GuestException(Vector.GP, 0, 0)
     core.load(name, value | EFER_SVME if name == "efer" and core.sev_es else value)
     if name == "efer":
         return intercept(core, ExitCode.EFER_WRITE_TRAP, value)
     return intercept(core, ExitCode.CR0_WRITE_TRAP + _CONTROL[name], value) if name in _CONTROL else None
+
+
+def _is_long_without_pae(core: GuestCore, name: str, value: int) -> bool:
+    efer, cr0, cr4 = (value if name == held else core.registers[held] for held in ("efer", "cr0", "cr4"))
+    return bool(name in ("efer", "cr0", "cr4") and efer & EFER_LME and cr0 & CR0_PG and not cr4 & CR4_PAE)
 
 
 def _privileged(core: GuestCore) -> GuestException | None:
@@ -177,3 +228,8 @@ def _privileged(core: GuestCore) -> GuestException | None:
 def _own(msr: int) -> bool:
     """Whether a guest has this register for itself and reaches it without its hypervisor."""
     return msr in MSR_FACTS and MSR_FACTS[Msr(msr)].guest
+
+
+def _msrs(core: GuestCore, msr: int) -> GuestMsrs | Msrs:
+    """Who holds a register that is none of the guest's state."""
+    return core.msrs if _own(msr) else core.physical

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Bytes, Pages, Words, checked_pages, page_numbers, whole
+from snpbook.hardware.dram import Bytes, Pages, Words, checked_pages, flag, page_numbers, whole
 from snpbook.hardware.rmp import CHUNK, LARGE_MASK, U64, Rmp, regions
 from snpbook.spec import rmp as spec
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
@@ -34,7 +34,8 @@ _REGION = np.arange(PAGES_PER_LARGE, dtype=U64)
 class NewState:
     """The operand of RMPUPDATE without the address: what the entries shall become.
 
-    `asid` 0 with `assigned` makes firmware pages; `large` asks for 2 MB entries.
+    `asid` 0 with `assigned` makes firmware pages; `large` asks for 2 MB entries. `TypeError` or `ValueError` for what
+    is no operand.
     """
 
     assigned: bool
@@ -43,6 +44,8 @@ class NewState:
     large: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("assigned", "immutable", "large"):
+            flag(name, getattr(self, name))
         if not 0 <= whole("asid", self.asid) < spec.ASID_LIMIT:
             raise ValueError(f"asid = {self.asid}: an RMP entry holds 10 bits")
 

@@ -118,7 +118,7 @@ class Machine:
     ) -> None:
         if whole("cores", cores) < 1 or whole("sockets", sockets) < 1 or cores % sockets:
             raise ValueError(f"cores = {cores}, sockets = {sockets}: as many cores on each socket, at least one")
-        self.product, self.trace, self.sockets = product, trace, sockets
+        self.product, self.trace, self.sockets, self.tsme = product, trace, sockets, tsme
         self.map = MemoryMap.of(installed)
         if self.map.top > 1 << product.encrypted_physical_bits:
             reach = f"{product.encrypted_physical_bits} bits of physical address with encryption on"

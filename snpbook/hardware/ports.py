@@ -21,9 +21,12 @@ from snpbook.spec.commands import MailboxRegister
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
+from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.products import Product
+from snpbook.spec.vmcb import PTES_PER_TABLE
 from snpbook.trace import Instruction, Trace
+
+_MAPPINGS = (PAGE_SIZE, LARGE_PAGE_SIZE, LARGE_PAGE_SIZE * PTES_PER_TABLE)
 
 
 class HostCpu:
@@ -66,6 +69,7 @@ class HostCpu:
         `HostPageFault` where a page is not the hypervisor's, and then nothing is stored. In a larger mapping than 4 KB
         each page of the same 2 MB counts (APM2 15.36.10).
         """
+        _check_mapping(mapping)
         source = np.frombuffer(data, np.uint8)
         if whole("spa", spa) < 0:
             raise ValueError(f"spa = {spa}: no address")
@@ -144,10 +148,10 @@ class HostCpu:
         return self._machine.rmp.load(pages)
 
     def rdmsr(self, msr: Msr, core: int = 0) -> int:
-        return self._core(core).rdmsr(msr)
+        return self._core(core).rdmsr(whole("msr", msr))
 
     def wrmsr(self, msr: Msr, value: int, core: int) -> None:
-        self._core(core).wrmsr(msr, value)
+        self._core(core).wrmsr(whole("msr", msr), value)
 
     def _core(self, number: int) -> Core:
         if whole("core", number) not in self.cores:
@@ -163,6 +167,9 @@ class HostCpu:
 
     def clflush(self, spa: int, size: int, *, c_bit: bool = False) -> None:
         """CLFLUSH for each line of a range: on a part without coherence, the lines of this mapping only."""
+        spa, size = whole("spa", spa), whole("size", size)
+        if not 0 <= spa <= spa + size <= self._machine.dram.size:
+            raise ValueError(f"spa = {spa:#x}, size = {size:#x}: outside DRAM of {self._machine.dram.size:#x} bytes")
         if isinstance(self._machine.memory, Cache):
             self._machine.memory.clflush(_host_key(c_bit), spa, size)
 
@@ -213,6 +220,7 @@ class Device:
 
     def dma_write(self, spa: int, data: bytes, *, mapping: int = PAGE_SIZE) -> None:
         """Store bytes, by an IOMMU mapping of pages of `mapping` bytes. `DmaBlocked` as the IOMMU has it."""
+        _check_mapping(mapping)
         memory, (key_id, spa) = self._machine.memory, self._target(spa)
         self._machine.iommu.check_write(self._machine.rmp, spa, len(data), mapping)
         if isinstance(memory, Cache):
@@ -242,6 +250,11 @@ def _shown_bytes(machine: Machine, spa: int, data: bytes) -> bytes:
     content = np.zeros((len(pages), PAGE_SIZE), np.uint8)
     content.reshape(-1)[start : start + len(data)] = np.frombuffer(data, np.uint8)
     return _shown(machine, pages, content).reshape(-1)[start : start + len(data)].tobytes()
+
+
+def _check_mapping(size: int) -> None:
+    if whole("mapping", size) not in _MAPPINGS:
+        raise ValueError(f"mapping = {size:#x}: pages of 4 KB, 2 MB or 1 GB ({', '.join(map(hex, _MAPPINGS))})")
 
 
 def _host_key(c_bit: bool) -> KeyId:

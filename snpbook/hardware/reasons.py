@@ -228,7 +228,7 @@ _RULES: dict[str, Sequence[_Rule]] = {
 """The checks that give a code, in the order of the instruction: code, rule, whether it fails, expected and found."""
 
 _CITES = {
-    "RMPUPDATE": "APM2 15.36.3", "PSMASH": "APM2 15.36.11", "RMPREAD": "LINUX arch/x86/virt/svm/sev.c (mainline)",
+    "RMPUPDATE": "APM2 15.36.5", "PSMASH": "APM2 15.36.11", "RMPREAD": "LINUX arch/x86/virt/svm/sev.c (mainline)",
     "PVALIDATE": "APM2 15.36.6", "RMPADJUST": "APM2 15.36.7", "RMPQUERY": "APM2 15.36.7",
 }  # fmt: skip
 

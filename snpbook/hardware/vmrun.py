@@ -53,6 +53,7 @@ def vmrun(machine: Machine, vmcb_spa: int, executor: Executor, vcpu: str, core: 
     guest = GuestCore(machine, vmcb, area.registers(physical), vcpu, physical)
     physical.tlb.enter(vmcb.asid, vmcb.tlb_control, guest.registers if candidate.snp else None)
     guest.event, changes = take_event(vmcb, guest.registers)
+    guest.vmcb = vmcb.replace(**changes)
     with _guest_mode(candidate):
         exit_ = executor.run(guest)
     area.store(guest.registers, physical)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from snpbook.hardware.checks import USER_CPL, Access, AccessKind, check_guest, check_write
 from snpbook.hardware.dram import Words
-from snpbook.hardware.exits import GuestException, Npf
+from snpbook.hardware.exits import GuestException, NotModelled, Npf
 from snpbook.hardware.intercepts import nested_fault
 from snpbook.hardware.key_choice import KeyChoice, choose_keys
 from snpbook.hardware.paging import Flags, Keys, Rows, Step, Walk, address_mask, nested_walk, set_bits, walk
@@ -179,7 +179,7 @@ class PageWalker:
         """The guest's tables: guest pages, the C-bits and the global bits of the leaves; faults are noted in `run`."""
         registers, virtual, everything = self._core.registers, run.virtual, np.arange(len(run.virtual))
         if not registers["efer"] & EFER_LME or registers["cr4"] & CR4_LA57:
-            raise ValueError("only long mode with four levels of page tables is modelled (LIMITATIONS.md)")
+            raise NotModelled("only long mode with four levels of page tables is modelled (LIMITATIONS.md)")
         wild = (virtual + _HALF) & _ALL_PAGES >= U64(2) * _HALF
         run.fail(everything[wild], Vector.GP, 0, 0)
         found = walk(

@@ -34,9 +34,9 @@ from snpbook.spec.vmsa import INITIAL_VMSA_GPA
 from snpbook.trace import Ioctl
 
 INTERCEPTS = intercept_bits(
-    ExitCode.INTR, ExitCode.NMI, ExitCode.SMI, ExitCode.INIT, ExitCode.RDPMC, ExitCode.CPUID, ExitCode.INVD, ExitCode.HLT,
-    ExitCode.IOIO, ExitCode.SHUTDOWN, ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.WBINVD, ExitCode.MONITOR, ExitCode.MWAIT,
-    ExitCode.MC_EXCEPTION,
+    ExitCode.INTR, ExitCode.NMI, ExitCode.SMI, ExitCode.INIT, ExitCode.RDPMC, ExitCode.CPUID, ExitCode.INVD,
+    ExitCode.HLT, ExitCode.IOIO, ExitCode.SHUTDOWN, ExitCode.VMRUN, ExitCode.VMMCALL, ExitCode.WBINVD,
+    ExitCode.MONITOR, ExitCode.MWAIT, ExitCode.MC_EXCEPTION,
 )  # fmt: skip
 """What KVM intercepts of an SNP guest, without MSRs (it has no permission map here) and without write traps (MODEL)."""
 

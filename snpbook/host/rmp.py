@@ -26,7 +26,7 @@ def rmpupdate(cpu: HostCpu, pages: Pages, gfns: Pages, new: NewState) -> None:
     if codes.any():
         index = int(np.argmax(codes != RmpCode.SUCCESS))
         rule = f"RMPUPDATE of page {int(pages[index]):#x}"
-        raise KernelError(errno.EFAULT, rule, RmpCode.SUCCESS.name, RmpCode(int(codes[index])).name, "APM2 15.36.3")
+        raise KernelError(errno.EFAULT, rule, RmpCode.SUCCESS.name, RmpCode(int(codes[index])).name, "APM2 15.36.5")
 
 
 def is_assigned(cpu: HostCpu, frames: Words) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -38,9 +38,10 @@ class Lab:
     def __repr__(self) -> str:
         return f"Lab({self.bench!r})"
 
-    def commands(self) -> Static:
-        """All commands sent so far, a row for each."""
-        return answers(self.bench.made)
+    def commands(self, last: int = 8) -> Static:
+        """The last commands sent, a row for each."""
+        made = self.bench.made
+        return answers(made[-last:], max(len(made) - last, 0) + 1)
 
     def buffer(self, command: Command) -> Static:
         """The layout of a command's buffer. `ValueError` for a command that has none."""

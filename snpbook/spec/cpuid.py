@@ -16,6 +16,9 @@ from snpbook.spec.layout import Layout, Record, bits, uint
 
 SIGNATURE_LEAF, EXTENDED_SIGNATURE_LEAF = 0x1, 0x80000001
 ADDRESS_SIZES_LEAF = 0x80000008
+SVM_LEAF = 0x8000000A
+IDLE_HLT_INTERCEPT = 1 << 30
+"""8000_000A EDX: the intercept of a HLT that finds no virtual interrupt pending (Linux cpufeatures.h, word 15)."""
 ENCRYPTED_MEMORY_LEAF = 0x8000001F
 SEGMENTED_RMP_LEAF = 0x80000025
 

@@ -57,6 +57,43 @@ class Msr(IntEnum):
     VIRT_PSMASH = 0xC001F002
 
 
+class StateMsr(IntEnum):
+    """Registers of a guest's state: the processor swaps them with the save area, the counter apart."""
+
+    TSC = 0x10
+    SPEC_CTRL = 0x48
+    SYSENTER_CS = 0x174
+    SYSENTER_ESP = 0x175
+    SYSENTER_EIP = 0x176
+    PAT = 0x277
+    XSS = 0xDA0
+    EFER = 0xC0000080
+    STAR = 0xC0000081
+    LSTAR = 0xC0000082
+    CSTAR = 0xC0000083
+    SFMASK = 0xC0000084
+    FS_BASE = 0xC0000100
+    GS_BASE = 0xC0000101
+    KERNEL_GS_BASE = 0xC0000102
+    TSC_AUX = 0xC0000103
+
+
+SAVED_REGISTERS = {
+    **{msr: msr.name.lower() for msr in StateMsr if msr is not StateMsr.TSC},
+    StateMsr.PAT: "g_pat",
+    StateMsr.FS_BASE: "fs",
+    StateMsr.GS_BASE: "gs",
+}
+"""Where the VMSA holds them, by its names; of FS and GS it is the segment's base."""
+SEGMENT_BASES = frozenset([StateMsr.FS_BASE, StateMsr.GS_BASE])
+CANONICAL_MSRS = SEGMENT_BASES | {
+    StateMsr.SYSENTER_ESP, StateMsr.SYSENTER_EIP, StateMsr.LSTAR, StateMsr.CSTAR, StateMsr.KERNEL_GS_BASE,
+}  # fmt: skip
+"""Those that hold a canonical address: another raises #GP(0)."""
+PAT_TYPES = frozenset([0, 1, 4, 5, 6, 7])
+"""The memory types that each byte of PAT may name: another raises #GP(0) (APM2 7.8)."""
+
+
 SYSCFG = Layout(
     "Syscfg",
     8,

@@ -1,11 +1,13 @@
-"""The RMP instructions as machine code has them: opcode bytes, flags, and the operand of rights in RDX.
+"""SNP's instructions as machine code has them: opcode bytes, flags of those on the RMP, and RDX with rights in it.
 
 Sources: Linux (RMPUPDATE, PSMASH, PVALIDATE, RMPREAD), LLVM X86InstrSNP.td; the operand as COCONUT-SVSM uses it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, IntFlag
+from itertools import chain
 
 from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, bits
@@ -49,9 +51,22 @@ class RmpInstruction(Enum):
         return self is RmpInstruction.PVALIDATE
 
 
-def decode(code: bytes) -> RmpInstruction | None:
-    """The RMP instruction at the start of `code`, or None; forms with further prefixes are not known (MODEL)."""
-    return next((found for found in RmpInstruction if code.startswith(found.value)), None)
+class CallInstruction(Enum):
+    """The instructions by which a guest calls its hypervisor; without SEV-ES the bytes of VMGEXIT are VMMCALL too."""
+
+    VMGEXIT = bytes([0xF3, 0x0F, 0x01, 0xD9])
+    VMMCALL = bytes([0x0F, 0x01, 0xD9])
+
+    @property
+    def length(self) -> int:
+        """Bytes of machine code."""
+        return len(self.value)
+
+
+def decode(code: bytes) -> RmpInstruction | CallInstruction | None:
+    """The instruction at the start of `code`, or None; forms with further prefixes are not known (MODEL)."""
+    known: Iterable[RmpInstruction | CallInstruction] = chain(RmpInstruction, CallInstruction)
+    return next((found for found in known if code.startswith(found.value)), None)
 
 
 RIGHTS_OPERAND = Layout(

@@ -35,6 +35,8 @@ from snpbook.spec.vmsa import VCPU_TYPES, CpuidSignature
 
 MEMORY_KEY_SIZES = {"naples-xe": 16, "naples-xex": 16, "xex-aes-128": 16, "xts-aes-256": 64}
 """The memory ciphers, and the bytes of a key of each: XTS has two of 32."""
+TSC_MHZ = 2400
+"""The rate of the time-stamp counter, the same on every product (MODEL): what GUEST_TSC_FREQ scales for a guest."""
 Leaves = Mapping[tuple[int, int | None], Registers]
 """CPUID leaves by (leaf, subleaf); subleaf None answers every ECX."""
 

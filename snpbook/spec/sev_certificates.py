@@ -87,8 +87,6 @@ SIGNERS: Mapping[CertUsage, tuple[CertUsage, ...]] = {
 """Whose keys sign a certificate. As exported by the firmware, a CEK is unsigned: AMD's service signs it."""
 
 
-
-
 def unsigned_certificate(usage: CertUsage, x: int, y: int, api: tuple[int, int]) -> Record:
     """The certificate of a point on P-384, its signature slots unused; `api` is the version of who makes it."""
     size = PUBLIC_KEY.fields["qx"].size

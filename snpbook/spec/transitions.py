@@ -57,4 +57,4 @@ PAGE_TRANSITIONS = (
     _firmware(PageState.PRE_GUEST, PageState.GUEST_INVALID, Command.SNP_PAGE_RECLAIM),
     _firmware(PageState.PRE_SWAP, PageState.GUEST_VALID, Command.SNP_PAGE_RECLAIM),
 )
-"""The life of a page; states that no row names are made when the firmware builds the table, and stay."""
+"""The life of a page. No row has HV-Fixed and Firmware-IOMMU, which the firmware makes and which stay, and Metadata."""

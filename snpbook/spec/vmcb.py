@@ -124,7 +124,8 @@ EXCEPTION_VECTORS = 32
 class ExitCode(IntEnum):
     """Why a guest left guest mode, or what a #VC tells the guest; the last four are negative numbers of 64 bits.
 
-    Those that the model can meet, and every automatic one.
+    Those that the model can meet, and every automatic one; BUSLOCK (no operation locks the bus) and NOT_RESTARTABLE
+    (Secure AVIC) never arise here.
     """
 
     READ_CR0 = 0x00
@@ -239,19 +240,26 @@ MSR_MAP_COUNT = 0x2000
 
 
 class FaultError(IntFlag):
-    """Error bits of #PF and of EXITINFO1 for #NPF."""
+    """Error bits of #PF and of EXITINFO1 for #NPF.
+
+    Never set here: SHADOW_STACK and SUPERVISOR_SHADOW_STACK, as shadow stacks are not modelled, and NOT_RESTARTABLE,
+    which is Secure AVIC's.
+    """
 
     PRESENT = 1 << 0
     WRITE = 1 << 1
     USER = 1 << 2
     RESERVED = 1 << 3
     FETCH = 1 << 4
+    SHADOW_STACK = 1 << 6
     RMP = 1 << 31
     FINAL_GPA = 1 << 32
     PAGE_TABLE_WALK = 1 << 33
     ENCRYPTED = 1 << 34
     SIZE_MISMATCH = 1 << 35
     VMPL = 1 << 36
+    SUPERVISOR_SHADOW_STACK = 1 << 37
+    NOT_RESTARTABLE = 1 << 63
 
 
 PTE_PRESENT, PTE_WRITE, PTE_USER = 1 << 0, 1 << 1, 1 << 2

@@ -80,8 +80,8 @@ SAVE_AREA = Layout(
 )
 """What the VMCB holds in the clear of a guest without SEV-ES: the same offsets as in a VMSA."""
 
-UNSAVED_REGISTERS = ("rcx", "rdx", "rbx", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)))
-"""General registers that VMRUN and #VMEXIT leave alone without SEV-ES: host software saves and loads them."""
+UNSAVED_REGISTERS = ("rcx", "rdx", "rbx", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)), "xss", "tsc_aux")
+"""Registers that VMRUN and #VMEXIT leave alone without SEV-ES: host software saves and loads them."""
 DEBUG_REGISTERS = tuple(f"dr{i}{part}" for part in ("", "_addr_mask") for i in range(4))
 """Breakpoints, which VMRUN and #VMEXIT swap only for a guest with DebugVirtualization."""
 

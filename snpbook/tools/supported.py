@@ -1,7 +1,7 @@
-"""`python -m snpbook.tools.supported`: write `SUPPORTED.md`, how the model answers each part of the firmware's interface.
+"""`python -m snpbook.tools.supported`: write `SUPPORTED.md`, how the model answers each part of the interface.
 
-Commands, guest messages, structures, policy bits and releases come from the specification and the command table, so
-that none can be forgotten; told here is where the model does less than the real firmware, or something else.
+Commands, guest messages, structures, policy bits and releases come from the specification and the command table,
+so that none can be forgotten; told here is where the model does less than the real firmware, or something else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ COMMAND_DIFFERENCES: Mapping[Command, str] = {
     _C.SHUTDOWN: _NO_FAILURE,
     _C.DF_FLUSH: "It does not switch the trusted memory region on, which nothing here protects.",
     _C.DOWNLOAD_FIRMWARE: _IMAGE,
-    _C.GET_ID: "The firmware knows one socket: 64 bytes, also where there are two chips and the buffer has room for both.",
+    _C.GET_ID: "The firmware knows one socket: 64 bytes, also where there are two chips and room for both.",
     _C.ACTIVATE_EX: _CORES,
     _C.LAUNCH_UPDATE_VMSA: "The table of checksums has no end: RESOURCE_LIMIT is never answered.",
     _C.LAUNCH_FINISH: _NO_FAILURE,
@@ -78,6 +78,7 @@ COMMAND_DIFFERENCES: Mapping[Command, str] = {
     _C.SNP_ACTIVATE: "Machines count as having one socket: SINGLE_SOCKET is never POLICY_FAILURE.",
     _C.SNP_ACTIVATE_EX: f"{_CORES} Machines count as having one socket: SINGLE_SOCKET refuses only where the agent is "
     "not active.",
+    _C.SNP_LAUNCH_START: "SMT counts as on: a policy that forbids it is POLICY_FAILURE on every machine.",
     _C.SNP_LAUNCH_UPDATE: f"CPUID pages: {_CPUID}",
     _C.SNP_VERIFY_MITIGATION: "There is one mitigation, bit 0, which is verified as soon as the host asks; data from "
     "the host is INVALID_PARAM. The real ones and the order of checks are not published.",
@@ -95,7 +96,7 @@ REFUSALS: Mapping[str, str] = {
 
 MESSAGE_DIFFERENCES: Mapping[MessageType, str] = {
     _T.CPUID_REQ: _CPUID,
-    _T.KEY_REQ: "Version 2: where the launch mitigation vector is mixed in is not published; here it is behind the rest.",
+    _T.KEY_REQ: "Version 2: the launch mitigation vector is mixed in behind the rest (where is not published).",
     _T.REPORT_RSP: "SMT_EN, TSME_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's, whatever the machine is.",
     _T.TSC_INFO_RSP: "TSC_OFFSET is zero but for an imported guest; Milan's TSC_FACTOR is taken to be Genoa's.",
 }
@@ -108,13 +109,14 @@ STRUCTURE_DIFFERENCES: Mapping[str, str] = {
     "MitigationStatus": "What the bits of the vectors mean is the model's choice.",
     "KeyRequestV2": "Its size is inferred.",
     "AttestationReport": "Versions 2, 3 and 5 are written; what version 4 adds is not published.",
-    "GuestPolicy": "Three of its bits have nothing to act on: see below.",
+    "GuestPolicy": "Some of its bits have nothing to act on: see below.",
     "SecretsPage": "Milan's TSC_FACTOR is taken to be Genoa's.",
     "PlatformInfo": "TIO_EN is never set; SMT_EN, TSME_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's.",
     "SnpPlatformStatus": "IS_TIO_EN and TIO_EN are never set; ALIAS_CHECK_COMPLETE is the product's.",
 }
 
 POLICY_DIFFERENCES: Mapping[str, str] = {
+    "smt": "SMT counts as on, on every machine.",
     "single_socket": "Machines count as having one socket, on which every guest is.",
     "cxl_allow": "There is no CXL memory: the bit is accepted and shown in reports.",
     "rapl_dis": "There are no energy counters to read: the switch of SNP_INIT_EX is all that there is.",
@@ -196,10 +198,13 @@ def structure_rows(modules: tuple[ModuleType, ...], seen: set[str]) -> list[Row]
 def policy_rows(layout: Layout) -> list[Row]:
     """The fields of a guest policy."""
     return [
-        _row((_bits(field), name.upper(), _revision(POLICY_SINCE.get(name))), f"{field.note[:1].upper()}{field.note[1:]}.",
-             POLICY_DIFFERENCES.get(name, "") if layout is POLICY else "")
+        _row(
+            (_bits(field), name.upper(), _revision(POLICY_SINCE.get(name))),
+            f"{field.note[:1].upper()}{field.note[1:]}.",
+            POLICY_DIFFERENCES.get(name, "") if layout is POLICY else "",
+        )
         for name, field in layout.fields.items()
-    ]  # fmt: skip
+    ]
 
 
 def release_rows() -> list[Row]:
@@ -250,8 +255,8 @@ def page() -> str:
         "",
         "*Modelled*: checks, their order, status codes, changes of state and bytes are those that are known of",
         "firmware 1.55.25. *Simplified*: the same but for the difference that stands in bold. *Refused*: answered with",
-        "INVALID_COMMAND and the reason. [LIMITATIONS.md](LIMITATIONS.md) has what is unconfirmed and what the model had",
-        "to choose. This page is made by `python -m snpbook.tools.supported`.",
+        "INVALID_COMMAND and the reason. [LIMITATIONS.md](LIMITATIONS.md) has what is unconfirmed and what the model",
+        "had to choose. This page is made by `python -m snpbook.tools.supported`.",
         "",
         "## Commands",
         "",

@@ -32,13 +32,22 @@ def generations(products: Sequence[Product]) -> Static:
     """What each product does to memory; a question mark stands at what no source states."""
     rows = [
         (
-            chip.title, SCHEMES[chip.encryption].title + " ?" * ("encryption" in chip.unconfirmed), f"bit {chip.c_bit}",
-            f"{chip.encrypted_physical_bits} bits", f"{chip.asid_limit:,}", "yes" if chip.coherent else "no",
+            chip.title,
+            SCHEMES[chip.encryption].title + _mark(chip, "encryption"),
+            f"bit {chip.c_bit}" + _mark(chip, "c_bit"),
+            f"{chip.encrypted_physical_bits} bits" + _mark(chip, "physical_bits", "address_reduction"),
+            f"{chip.asid_limit:,}" + _mark(chip, "asid_limit"),
+            ("yes" if chip.coherent else "no") + _mark(chip, "capabilities"),
         )
         for chip in products
-    ]  # fmt: skip
+    ]
     head = ["product", "cipher", "C-bit", "physical address", "guest keys", "caches coherent across keys"]
     return table("Memory encryption by generation", head, rows, note="? unconfirmed: no source states it")
+
+
+def _mark(chip: Product, *fields: str) -> str:
+    """What stands behind a value that one of these fields of the product decides."""
+    return " ?" * any(field in chip.unconfirmed for field in fields)
 
 
 def constants(some: Iterable[TweakConstant], title: str) -> Static:

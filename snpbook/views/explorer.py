@@ -21,14 +21,16 @@ _MEANINGS = {
     FaultError.USER: "a user's access, as every nested access is",
     FaultError.RESERVED: "a reserved bit is set in an entry",
     FaultError.FETCH: "an instruction fetch",
+    FaultError.SHADOW_STACK: "an access to a shadow stack (not modelled)",
     FaultError.RMP: "an RMP check failed",
     FaultError.FINAL_GPA: "on the way to the final guest address",
     FaultError.PAGE_TABLE_WALK: "on the way to a page of the guest's tables",
     FaultError.ENCRYPTED: "private: the effective C-bit is 1",
     FaultError.SIZE_MISMATCH: "PVALIDATE or RMPADJUST named a smaller size than the entry has",
     FaultError.VMPL: "the rights of the VMPL are not enough",
+    FaultError.SUPERVISOR_SHADOW_STACK: "the RMP's check on supervisor shadow stacks (not modelled)",
+    FaultError.NOT_RESTARTABLE: "the access cannot be made again (Secure AVIC, not modelled)",
 }
-_NOT_MODELLED = "Bits 6 and 37 tell of shadow stacks, which are not modelled; bit 63 belongs to Secure AVIC."
 _GUEST_BITS = FaultError.PRESENT | FaultError.WRITE | FaultError.USER | FaultError.RESERVED | FaultError.FETCH
 _HOST_BITS = _GUEST_BITS | FaultError.RMP
 _RESULTS = {True: Result.PASSED, False: Result.FAILED, None: Result.SKIPPED}
@@ -115,10 +117,9 @@ def _bits(caption: str, error: FaultError, shown: FaultError) -> Static:
     rows = [
         (str(bit.value.bit_length() - 1), "1" if bit & error else "0", bit.name or "", _MEANINGS[bit])
         for bit in FaultError
-        if bit & shown and bit in _MEANINGS
+        if bit & shown
     ]
-    note = _NOT_MODELLED if FaultError.VMPL in shown else ""
-    return table(caption, ["bit", "value", "name", "where it is 1"], rows, mono=["bit", "value"], note=note)
+    return table(caption, ["bit", "value", "name", "where it is 1"], rows, mono=["bit", "value"])
 
 
 def _guest_walk(visits: Sequence[Visit], rights: Step | None) -> Static:

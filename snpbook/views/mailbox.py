@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from enum import IntEnum
 
 from snpbook.attest.checks import Result
 from snpbook.firmware.bench import Answer
 from snpbook.spec.commands import MAILBOX_RESPONSE, Command, MailboxRegister
-from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.pages import PageState
 from snpbook.views.checks import mark
 from snpbook.views.palette import PAGES
@@ -23,6 +22,8 @@ _REGISTERS = {
     MailboxRegister.COMMAND: "command and response", MailboxRegister.ADDRESS_LOW: "address, low half",
     MailboxRegister.ADDRESS_HIGH: "address, high half",
 }  # fmt: skip
+_GENERAL = ("SNP", "SEV")
+"""Cites of refusals that name a document and no place in it."""
 _STANDING = {
     "snp": "SNP platform", "legacy": "legacy platform", "guest": "SNP guest", "legacy_guest": "legacy guest",
 }  # fmt: skip
@@ -46,13 +47,13 @@ def registers(values: Mapping[MailboxRegister, int]) -> Static:
     return table("Mailbox registers", ["offset", "holds", "value"], rows, mono=["value"], note=note)
 
 
-def answers(made: list[Answer]) -> Static:
-    """Many commands, a row for each."""
+def answers(made: Sequence[Answer], first: int = 1) -> Static:
+    """Many commands, a row for each, counted from `first` on."""
     rows = [
         (str(number), one.name, _status(one), str(one.refusal.rule) if one.refusal else "", _moved(one))
-        for number, one in enumerate(made, 1)
+        for number, one in enumerate(made, first)
     ]
-    return table("Commands so far", ["#", "command", "answer", "the check that failed", "what moved"], rows)
+    return table("Commands", ["#", "command", "answer", "the check that failed", "what moved"], rows)
 
 
 def _status(made: Answer) -> str:
@@ -69,11 +70,11 @@ def _verdict(made: Answer) -> Static:
 
 
 def _source(made: Answer) -> str:
-    """Where the rule stands: the refusal's own word, or for a rule of the command the command's."""
+    """Where the rule stands: the refusal's own word, or for a rule of the command the command in its document."""
     assert made.refusal is not None
-    layout = BUFFERS[Command[made.name]] if made.name in Command.__members__ else None
-    general = layout is not None and made.refusal.cite == layout.cite.document
-    return str(layout.cite) if layout and general else made.refusal.cite
+    if made.refusal.cite not in _GENERAL or made.name not in Command.__members__:
+        return made.refusal.cite
+    return f"{'SNP' if made.name.startswith('SNP_') else 'SEV'} {made.name}"
 
 
 def _value(value: object) -> str:

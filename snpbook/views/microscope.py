@@ -80,14 +80,14 @@ class Sample:
 
     @property
     def readers(self) -> Mapping[str, int]:
-        """Who reads, each with the key id of the access. The thief has no key and reads the cells of the module."""
-        writer = {} if self.asid == KeyId.UNENCRYPTED else {f"this guest (ASID {self.asid})": self.slide.key_id}
+        """Who reads, the writer first, each with the key id of the access. The thief of the module has no key."""
+        hosts = {"host, C-bit clear": KeyId.UNENCRYPTED.value, "host, C-bit set": KeyId.HOST.value}
         other = self.asid + 1 if self.asid < self.machine.asids else self.asid - 1
-        return writer | {
-            f"another guest (ASID {other})": other,
-            "host, C-bit clear": KeyId.UNENCRYPTED,
-            "host, C-bit set": KeyId.HOST,
-        }
+        if self.asid:
+            guests = {f"this guest (ASID {self.asid})": self.slide.key_id, f"another guest (ASID {other})": other}
+            return guests | hosts
+        first = sorted(hosts.items(), key=lambda host: host[1] != self.slide.key_id)
+        return dict([*first, (f"a guest (ASID {other})", other)])
 
 
 def microscope(sample: Sample) -> Static:
@@ -109,10 +109,12 @@ def way(sample: Sample) -> Static:
     for name, blocks in steps.items():
         rows.append((name, *(grouped(block) for block in blocks[:SHOWN])))
     head = ["step", *(f"{slide.spa + n * BLOCK_SIZE:#_x}" for n in range(min(SHOWN, len(slide.plain))))]
+    number = max(n for n, step in enumerate(sample.steps, 1) if step.plain is not None)
     under = "unencrypted" if slide.key_id == KeyId.UNENCRYPTED else key_name(slide.key_id)
     more = len(slide.plain) - SHOWN
     rest = f"and {more} block{'s' * (more > 1)} more" if more > 0 else ""
-    return table(f"On the way to the DIMM: {sample.machine.title}, {under}", head, rows, mono=head[1:], note=rest)
+    caption = f"On the way to the DIMM, as written in #{number}: {sample.machine.title}, {under}"
+    return table(caption, head, rows, mono=head[1:], note=rest)
 
 
 def readers(sample: Sample) -> Static:

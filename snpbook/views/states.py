@@ -6,6 +6,7 @@ Arrows and words come from the table in `spec.transitions`; this file only knows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 from snpbook.spec.pages import PageState
 from snpbook.spec.transitions import PAGE_TRANSITIONS, Mover, Transition
@@ -22,6 +23,11 @@ _PLACES = {
 }  # fmt: skip
 _WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 372
 _APART, _TOP = 15, 22
+_LEFT_OUT = (
+    "Left out: HV-Fixed and Firmware-IOMMU, which the firmware makes when it builds the table (HV-Fixed also by "
+    "SNP_PAGE_SET_STATE), and Metadata, which it makes of a Firmware page for what belongs to swapped pages "
+    "(SNP_PAGE_MD_INIT)."
+)
 _DASHES = {Mover.HOST: "none", Mover.GUEST: "7 3", Mover.FIRMWARE: "2 3"}
 
 
@@ -37,8 +43,9 @@ def page_life(current: PageState | None = None) -> Static:
     alt = f"The states of a page, and {len(PAGE_TRANSITIONS)} arrows between them: the table below lists them."
     if current is not None:
         alt = f"The states of a page, {PAGES[current].label} marked: the table below lists what leads out of it."
-    html = f"<details><summary>{len(rows)} transitions as a table</summary>{listing.html}</details>"
-    return Static(listing.text, Markup(image(_picture(PAGE_TRANSITIONS, current), alt), alt) + html)
+    html = f"<p>{escape(_LEFT_OUT)}</p>"
+    html += f"<details><summary>{len(rows)} transitions as a table</summary>{listing.html}</details>"
+    return Static(f"{listing.text}\n{_LEFT_OUT}", Markup(image(_picture(PAGE_TRANSITIONS, current), alt), alt) + html)
 
 
 def _picture(transitions: Sequence[Transition], current: PageState | None) -> str:

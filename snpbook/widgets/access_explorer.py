@@ -16,12 +16,15 @@ from snpbook.hardware.workbench import SHARED_WINDOW, BareGuest, Workbench
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.views.explorer import explanation, verdict
 from snpbook.views.static import Static
+from snpbook.widgets.address_field import AddressField
 from snpbook.widgets.view import Panel, View
 
 _HOST, _DEVICE, _PLAIN = "host", "device", "guest without SNP"
 _KINDS = {
     "read": AccessKind.READ, "write": AccessKind.WRITE, "fetch": AccessKind.FETCH, "page walk": AccessKind.WALK,
 }  # fmt: skip
+_LIMIT = 1 << 64
+"""Where a guest's virtual addresses end."""
 _C_BITS = {"1, private": True, "0, shared": False}
 
 
@@ -38,7 +41,8 @@ class AccessExplorer(View, w.VBox):
     """The explorer on a workbench with an SNP guest and one without.
 
     The choices are the traits of `actor`, `vmpl`, `cpl`, `kind`, `c_bit`, `specimen` and `address`; choosing a specimen
-    sets the address, which may also be typed. `told` is the explanation shown.
+    sets the address, which may also be typed. `told` is the last explanation; while the address cannot
+    be used, none is shown.
     """
 
     def __init__(self, bench: Workbench, guest: BareGuest, plain: BareGuest, specimens: Sequence[Specimen]) -> None:
@@ -51,14 +55,13 @@ class AccessExplorer(View, w.VBox):
         self.kind = _choice("Access", _KINDS)
         self.c_bit = _choice("C-bit", _C_BITS)
         self.specimen = _choice("Page", {one.name: one for one in specimens}, 430)
-        self.address = w.Text(description="Address", continuous_update=False, layout=w.Layout(width="230px"))
+        self.address = AddressField(description="Address")
         self.note = w.Label()
-        self.complaint = w.HTML()
         self.told = self._ask(specimens[0].gfn << PAGE_SHIFT)
-        self.result: Panel[Explanation] = Panel(explanation, self.told)
+        self.result: Panel[Explanation | None] = Panel(_drawn, self.told)
         super().__init__([
             _row(self.actor, self.vmpl, self.cpl), _row(self.kind, self.c_bit), _row(self.specimen),
-            _row(self.address, self.note), self.complaint, self.result,
+            _row(self.address, self.note), self.result,
         ])  # fmt: skip
         for choice in (self.actor, self.c_bit, self.specimen):
             choice.observe(self._place, "value")
@@ -68,12 +71,11 @@ class AccessExplorer(View, w.VBox):
 
     def static(self) -> Static:
         chosen = f"<p>{self.note.value}</p>"
-        shown = explanation(self.told)
-        return Static(self.describe(), f"{chosen}{shown.html}")
+        return Static(self.describe(), f"{chosen}{self.result.static().html}")
 
     def describe(self) -> str:
-        """The verdict in one line."""
-        return verdict(self.told).text
+        """The verdict, or what is wrong with the address, in one line."""
+        return self.address.complaint or verdict(self.told).text
 
     def show(self, **choices: object) -> Static:
         """Make choices by the names of the traits: what the explorer then shows."""
@@ -102,13 +104,22 @@ class AccessExplorer(View, w.VBox):
 
     def _explain(self, _: object = None) -> None:
         try:
-            address = int(self.address.value.replace("_", ""), 0)
-        except ValueError:
-            self.complaint.value = f"<strong>Address: {self.address.value!r} is no number; try 0x10000</strong>"
+            self.told = self._ask(self._checked())
+        except ValueError as mistake:
+            self.address.complaint = str(mistake)
+            self.result.show(None)
             return
-        self.complaint.value = ""
-        self.told = self._ask(address)
+        self.address.complaint = ""
         self.result.show(self.told)
+
+    def _checked(self) -> int:
+        """The address, where the actor can form it; `ValueError` names the field."""
+        address, memory = self.address.number, self.bench.machine.memory.size
+        by_address = self.actor.value in (_HOST, _DEVICE)
+        if 0 <= address < (memory if by_address else _LIMIT):
+            return address
+        wanted = f"outside memory, which ends at {memory - 1:#x}" if by_address else "no address of 64 bits"
+        raise ValueError(f"{self.address.description}: {address:#x} is {wanted}")
 
     def _ask(self, address: int) -> Explanation:
         actor, kind = self.actor.value, self.kind.value
@@ -116,6 +127,10 @@ class AccessExplorer(View, w.VBox):
             return (explain_host if actor == _HOST else explain_device)(self.bench.machine, address, kind)
         vmpl = 0 if actor == _PLAIN else self.vmpl.value
         return explain_guest(self.guests[actor].core(vmpl, self.cpl.value), address, kind)
+
+
+def _drawn(told: Explanation | None) -> Static:
+    return explanation(told) if told else Static("no access", "<p>No access.</p>")
 
 
 def _choice(name: str, options: Mapping[str, object], width: int = 230) -> w.Dropdown:

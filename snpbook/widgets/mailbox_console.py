@@ -12,7 +12,6 @@ from typing import Any
 import ipywidgets as w
 import traitlets
 
-from snpbook.firmware.admission import obstacle
 from snpbook.firmware.bench import BUFFER, CONTEXT, HANDLE, SPARE, Answer, Bench
 from snpbook.firmware.growth import ASID
 from snpbook.hardware.exits import HostPageFault, InvalidOpcode
@@ -56,10 +55,12 @@ class MailboxConsole(View, w.VBox):
     `page`, `becomes` and `gpa` are the operands of the host's RMPUPDATE. `made` is the last answer.
     """
 
-    made = traitlets.Instance(Answer, allow_none=True)
+    turn = traitlets.Int()
+    """Counts what was done to the machine, so that other widgets can follow."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.made: Answer | None = None
         self.entries: dict[str, w.Widget] = {}
         self.command = w.Dropdown(description="Command", layout=_wide(460))
         self.number = w.Text(description="Number", continuous_update=False, layout=_wide(180))
@@ -90,23 +91,26 @@ class MailboxConsole(View, w.VBox):
     def send(self, command: Command | None = None, **fields: Any) -> Static:
         """Choose a command, set fields of its form by their names, and send: what the console then shows.
 
+        A command that is named gets its form afresh; without one the form is sent as it stands.
+
         `ValueError` for what does not fit the form, `HostPageFault` where the host may not write the buffer.
         """
         if command is not None:
             self.command.value = command
+            self._choose()
         for name, value in fields.items():
             if name not in self.entries:
                 raise ValueError(
                     f"{self.command.value.name} has no field {name!r}: {', '.join(self.entries) or 'none'}"
                 )
             entry = self.entries[name]
-            entry.value = f"{value:#x}" if isinstance(entry, w.Text) and isinstance(value, int) else value
+            entry.value = _text(value) if isinstance(entry, w.Text) else value
         number = _number("Number", self.number.value)
         made = self.bench.send(number, self._buffer(), address=_number("Buffer at", self.at.value))
         self.told.value = ""
+        self.made = made
         self.result.show(made)
         self._offer()
-        self.made = made
         return self.result.static()
 
     def assign(self, page: int, becomes: PageState, gpa: int = 0) -> str:
@@ -121,20 +125,20 @@ class MailboxConsole(View, w.VBox):
 
     def describe(self) -> str:
         """How the last command ended, and what the states admit now."""
-        now = self.bench.standing()
-        free = [command.name for command in COMMANDS if not obstacle(command, now)]
+        free = [command.name for command in COMMANDS if not self.bench.obstacle(command)]
         return f"{self.made or _NOTHING.text}\nadmitted now: {len(free)} of {len(COMMANDS)} commands"
 
     def _offer(self) -> None:
-        """The list of commands, each marked by whether the states admit it."""
-        now, chosen = self.bench.standing(), self.command.value or Command.SNP_INIT_EX
-        marks = {command: obstacle(command, now) for command in COMMANDS}
+        """The list of commands, each marked by whether the states admit it; and the next turn."""
+        chosen = self.command.value or Command.SNP_INIT_EX
+        marks = {command: self.bench.obstacle(command) for command in COMMANDS}
         with self.hold_trait_notifications():
             self.command.options = [
                 (f"\u2717 {command.name}: {why}" if why else f"\u2713 {command.name}", command)
                 for command, why in marks.items()
             ]
             self.command.value = chosen
+        self.turn += 1
 
     def _choose(self, _: object = None) -> None:
         command = self.command.value
@@ -173,6 +177,7 @@ class MailboxConsole(View, w.VBox):
 
     def _wbinvd(self, _: object) -> None:
         self.bench.host.wbinvd()
+        self._offer()
         self.told.value = "WBINVD on every core"
 
 

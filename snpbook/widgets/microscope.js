@@ -66,18 +66,19 @@ function render({ model, el }) {
     readers.innerHTML = tables.readers;
     diary.innerHTML = tables.diary;
   }
+  const tellLinear = () => (fields.corrected.disabled = !model.get("_linear")); // else it takes the key
   const tellStatus = () => (status.textContent = model.get("_status"));
   const tellHeat = () => (heat.innerHTML = model.get("_heat")[isDark(el) ? "dark" : "light"]);
 
   const listeners = {
     "change:_form": tellForm, "change:_refusal": tellRefusal, "change:_tables": tellTables,
-    "change:_status": tellStatus, "change:_heat": tellHeat,
+    "change:_status": tellStatus, "change:_heat": tellHeat, "change:_linear": tellLinear,
   };
   const watch = new MutationObserver(tellHeat), scheme = matchMedia("(prefers-color-scheme: dark)");
   for (const name in listeners) model.on(name, listeners[name]);
   watch.observe(document.body, { attributes: true });
   scheme.addEventListener("change", tellHeat);
-  tellForm(); tellTables(); tellStatus(); tellHeat();
+  tellForm(); tellTables(); tellStatus(); tellLinear(); tellHeat();
   requestAnimationFrame(tellHeat); // once it lies on its paper
 
   return () => {

@@ -57,6 +57,7 @@ class Microscope(View, anywidget.AnyWidget):
     _tables = traitlets.Dict(help="HTML by the name of the table").tag(sync=True)
     _heat = traitlets.Dict(help="HTML by theme").tag(sync=True)
     _status = traitlets.Unicode().tag(sync=True)
+    _linear = traitlets.Bool(help="whether a host has T(p) on the machine of the experiment").tag(sync=True)
     _alert = traitlets.Unicode(VERDICTS[Result.FAILED].light, help="the colour of a mistake").tag(sync=True)
     _refusal = traitlets.Dict(help="field and words of the last mistake").tag(sync=True)
 
@@ -101,8 +102,10 @@ class Microscope(View, anywidget.AnyWidget):
         deed = f"{f'guest {asid}' if asid else 'the host'} wrote {_short(plain)}{f', {copies} times' * (copies > 1)}"
         before = self._sample.steps if self._sample and self._sample.machine is known else ()
         self._sample = Sample(known, asid, slide, (*before, Step(deed, spa, slide.cipher, slide.plain)))
-        text = {"plain": plain, "hex": False} if isinstance(plain, str) else {"plain": plain.hex(), "hex": True}
-        return self._show(machine=name, **text, spa=f"{spa:#x}", asid=str(asid), c_bit=c_bit, copies=str(copies))
+        form: Form = {"plain": plain, "hex": False} if isinstance(plain, str) else {"plain": plain.hex(), "hex": True}
+        if not known.linear:
+            form = {**form, "corrected": False}
+        return self._show(machine=name, **form, spa=f"{spa:#x}", asid=str(asid), c_bit=c_bit, copies=str(copies))
 
     def move(self, to: int, *, corrected: bool = False) -> Static:
         """Copy the ciphertext to another address, as a host can; with `corrected`, after XOR with T(p) ⊕ T(q)."""
@@ -146,6 +149,7 @@ class Microscope(View, anywidget.AnyWidget):
         with self.hold_sync():
             self._form = {**self._form, **form}
             self._tables = {"way": view.way(sample).html, "readers": readers.html, "diary": view.diary(sample).html}
+            self._linear = sample.machine.linear
             self._heat = {theme.name: view.heat(sample, theme).html for theme in THEMES}
             self._status = f"#{len(sample.steps)} {sample.now.deed}. Then {reader} reads: {found}."
             self._refusal = {}
@@ -158,8 +162,8 @@ class Microscope(View, anywidget.AnyWidget):
                 case {"do": "write", "plain": plain, "hex": coded}:
                     self.write(
                         _bytes(plain) if coded else plain, _number("spa", "Address", content["spa"]),
-                        asid=_number("asid", "ASID", content["asid"]), c_bit=content["c_bit"],
-                        copies=_number("copies", "Copies", content["copies"]), machine=content["machine"],
+                        asid=_number("asid", "ASID", content["asid"], "1, or 0 for the host"), c_bit=content["c_bit"],
+                        copies=_number("copies", "Copies", content["copies"], "64"), machine=content["machine"],
                     )  # fmt: skip
                 case {"do": "move", "to": to, "corrected": corrected}:
                     self.move(_number("to", "Move to", to), corrected=corrected)
@@ -171,20 +175,20 @@ class Microscope(View, anywidget.AnyWidget):
 
 def _check_place(field: str, name: str, machine: Machine, spa: int, size: int) -> None:
     """Refuse an address at which no whole blocks lie, or from which they would leave memory or their page."""
+    if not 0 <= spa < machine.engine.size:
+        raise InputError(field, f"{name}: {spa:#x} is outside memory, which ends at {machine.engine.size - 1:#x}")
     if spa % BLOCK_SIZE:
         near = spa // BLOCK_SIZE * BLOCK_SIZE
         raise InputError(field, f"{name}: {spa:#x} is no multiple of 16, where a block begins; {near:#x} is")
-    if not 0 <= spa < machine.engine.size:
-        raise InputError(field, f"{name}: {spa:#x} is outside memory, which ends at {machine.engine.size - 1:#x}")
     if spa % PAGE_SIZE + size > PAGE_SIZE:
         raise InputError(field, f"{name}: {size} bytes at {spa:#x} would leave their page of 4 KB")
 
 
-def _number(field: str, name: str, text: str) -> int:
+def _number(field: str, name: str, text: str, example: str = "4096 or 0x1000") -> int:
     try:
         return int(text.strip(), 0)
     except ValueError:
-        raise InputError(field, f"{name}: {text!r} is no number; write it as 4096 or 0x1000") from None
+        raise InputError(field, f"{name}: {text!r} is no number; write it as {example}") from None
 
 
 def _bytes(text: str) -> bytes:

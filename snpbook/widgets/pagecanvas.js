@@ -212,5 +212,5 @@ function pageCanvas(canvas, overlay, { looks, ...themes }, first, columns, now) 
     return path;
   }
 
-  return { draw, fit, pan, zoom, reveal, pageAt, resize, theme: () => theme, view: () => view };
+  return { draw, fit, pan, zoom, reveal, pageAt, resize, theme: () => (isDark(canvas) ? "dark" : "light"), view: () => view };
 }

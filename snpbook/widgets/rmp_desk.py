@@ -17,9 +17,11 @@ from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.hardware.reasons import rights
 from snpbook.hardware.workbench import PLAY, Workbench
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, VmplPermission
+from snpbook.spec.rmp import GFN_LIMIT
 from snpbook.views import attempt as views
 from snpbook.views.page import entry_fields
 from snpbook.views.static import Static
+from snpbook.widgets.address_field import AddressField
 from snpbook.widgets.rmpmap import RmpMap
 from snpbook.widgets.view import Panel, View
 
@@ -27,14 +29,14 @@ SIZES = {"4 KB": False, "2 MB": True}
 ASIDS = (1, 2)
 """The guests of the desk."""
 _TO_HOST, _TO_FIRMWARE = "hypervisor", "firmware"
-_NOTHING = Static("no instruction yet", "<p>No instruction yet.</p>")
+_NOTHING = Static("no instruction executed", "<p>No instruction executed.</p>")
 
 
 class RmpDesk(View, w.VBox):
     """The desk on a workbench. `map` selects; each instruction is a button named like it, `execute(name)` presses it.
 
     The operands are the traits of `gpa`, `size`, `owner`, `immutable`, `asid`, `vmpl`, `validate`, `target`, `rights`
-    and `vmsa`. `made` is the last attempt.
+    and `vmsa`. `made` is the last attempt, None where nothing was executed, as for an address that cannot be used.
     """
 
     def __init__(self, bench: Workbench) -> None:
@@ -42,7 +44,7 @@ class RmpDesk(View, w.VBox):
         self.made: Attempt | None = None
         title = f"RMP of {bench.machine.product.name}"
         self.map = RmpMap(self._states(), first_pfn=PLAY.start, lookup=self._fields, title=title, selects=True)
-        self.gpa = w.Text("0x10000", description="First GPA", continuous_update=False, layout=_wide(190))
+        self.gpa = AddressField(value="0x10000", description="First GPA")
         self.size = w.Dropdown(options=list(SIZES.items()), description="Size", layout=_wide(150))
         self.owner = w.Dropdown(options=list(_owners().items()), description="Becomes", layout=_wide(230))
         self.immutable = _box("immutable")
@@ -54,23 +56,27 @@ class RmpDesk(View, w.VBox):
         self.rights = {right: _box(rights(right)) for right in VmplPermission}
         self.vmsa = _box("VMSA")
         self.buttons = {name: _button(name) for name in (*HOST_INSTRUCTIONS, *GUEST_INSTRUCTIONS)}
-        self.complaint = w.HTML()
         self.result: Panel[Attempt | None] = Panel(_drawn, None)
         self.entry: Panel[tuple[Attempt | None, int]] = Panel(_changed, (None, 0))
         for name, button in self.buttons.items():
             button.on_click(partial(self._pressed, name))
         self.map.observe(self._point, "cursor")
-        super().__init__([self.map, *self._form(), self.complaint, self.result, self.entry])
+        super().__init__([self.map, *self._form(), self.result, self.entry])
 
     def order(self, instruction: str) -> Order:
         """The order that the form holds; `ValueError` for an address that is no page's. Pages of no guest have none."""
-        gfn, new = _page_number(self.gpa.value), self._new()
+        gfn, new = self._page_number(), self._new()
         if instruction in HOST_INSTRUCTIONS and not new.asid:
             gfn = 0
-        return Order(
+        order = Order(
             instruction, self.map.chosen, gfn, new, self.asid.value, self.vmpl.value, self.size.value,
             self.validate.value, self.target.value, self._rights(), self.vmsa.value,
         )  # fmt: skip
+        if order.gfns[-1] >= GFN_LIMIT:
+            name, first, last = self.gpa.description, gfn << PAGE_SHIFT, GFN_LIMIT - 1 << PAGE_SHIFT
+            what = f"{first:#x} is" if gfn >= GFN_LIMIT else f"{first:#x} is, for {len(order.gfns)} pages,"
+            raise ValueError(f"{name}: {what} too large; the last page is at {last:#x}")
+        return order
 
     def execute(self, instruction: str, **operands: Any) -> Static:
         """Set operands by their names, carry out the order on the selected pages: what the desk then shows.
@@ -84,7 +90,7 @@ class RmpDesk(View, w.VBox):
             getattr(self, name).value = value
         self.made = attempt(self.bench, self.order(instruction))
         self.map.update(self._states())
-        self.complaint.value = ""
+        self.gpa.complaint = ""
         self.result.show(self.made)
         refused = self.made.refused
         self.entry.show((self.made, refused.page if refused else self.map.cursor))
@@ -102,7 +108,18 @@ class RmpDesk(View, w.VBox):
         try:
             self.execute(instruction)
         except ValueError as error:
-            self.complaint.value = f"<strong>{error}</strong>"
+            self.gpa.complaint = str(error)
+            self.made = None
+            self.result.show(None)
+            self._point()
+
+    def _page_number(self) -> int:
+        """The guest page number of the address as typed."""
+        address = self.gpa.number
+        if address % PAGE_SIZE or address < 0:
+            wanted = f"no page's address, which is a multiple of {PAGE_SIZE:#x}"
+            raise ValueError(f"{self.gpa.description}: {address:#x} is {wanted}")
+        return address >> PAGE_SHIFT
 
     def _new(self) -> NewState:
         """RMPUPDATE's operand."""
@@ -150,17 +167,6 @@ def _owners() -> Mapping[str, str]:
     """What RMPUPDATE can make of pages, in words."""
     guests = {f"guest, ASID {asid}": str(asid) for asid in ASIDS}
     return {**guests, "firmware, ASID 0": _TO_FIRMWARE, "hypervisor, not assigned": _TO_HOST}
-
-
-def _page_number(text: str) -> int:
-    """The guest page number of an address as typed."""
-    try:
-        address = int(text.replace("_", ""), 0)
-    except ValueError:
-        raise ValueError(f"First GPA: {text!r} is no number; try 0x10000") from None
-    if address % PAGE_SIZE or address < 0:
-        raise ValueError(f"First GPA: {address:#x} is no page's address, which is a multiple of {PAGE_SIZE:#x}")
-    return address >> PAGE_SHIFT
 
 
 def _drawn(made: Attempt | None) -> Static:

@@ -205,7 +205,8 @@ function render({ model, el }) {
   watch.observe(document.body, { attributes: true });
   sizes.observe(stage);
   scheme.addEventListener("change", restyle);
-  resize(); restyle(); tellCursor(); tellPage();
+  resize(); tellCursor(); tellPage(); restyle();
+  requestAnimationFrame(restyle); // once it lies on its paper
 
   return () => {
     for (const name in listeners) model.off(name, listeners[name]);

@@ -9,7 +9,6 @@ from functools import partial
 
 import ipywidgets as w
 
-from snpbook.firmware.admission import obstacle
 from snpbook.hardware.exits import HostPageFault
 from snpbook.spec.commands import Command
 from snpbook.spec.pages import PAGE_SHIFT, PageState
@@ -41,12 +40,12 @@ class StateMachines(View, w.VBox):
         self.page = w.Text(console.page.value, description="Page at", continuous_update=False)
         self.picture: Panel[None] = Panel(self._picture, None)
         self.buttons: dict[str, w.Button] = {}
-        self.keys = w.Box(layout=w.Layout(flex_flow="row wrap"))
+        self.board = w.Box(layout=w.Layout(flex_flow="row wrap"))
         self.told = w.HTML()
-        super().__init__([w.HBox([self.machine, self.page]), self.picture, self.keys, self.told])
+        super().__init__([w.HBox([self.machine, self.page]), self.picture, self.board, self.told])
         self.machine.observe(self._follow, "value")
         self.page.observe(self._follow, "value")
-        console.observe(self._follow, "made")
+        console.observe(self._follow, "turn")
         self._follow()
 
     def press(self, name: str) -> Static:
@@ -89,20 +88,19 @@ class StateMachines(View, w.VBox):
             return
         self.told.value = ""
         self.buttons = {name: self._button(name, why) for name, why in moves.items()}
-        self.keys.children = tuple(self.buttons.values())
+        self.board.children = tuple(self.buttons.values())
 
     def _commands(self, shown: str) -> dict[str, str]:
-        now = self.console.bench.standing()
-        return {command.name: obstacle(command, now) for command in MACHINES[shown].commands}
+        return {command.name: self.console.bench.obstacle(command) for command in MACHINES[shown].commands}
 
     def _page_moves(self) -> dict[str, str]:
         """Firmware commands and RMPUPDATEs that move a page, with what keeps them from moving this one."""
-        state, now = self.page_state, self.console.bench.standing()
+        state, bench = self.page_state, self.console.bench
         known = {(one.source, one.by) for one in PAGE_TRANSITIONS if one.mover is Mover.FIRMWARE}
         reached = {(one.source, one.target) for one in PAGE_TRANSITIONS if one.mover is Mover.HOST}
         wrong = f"the page is {PAGES[state].label}"
         moves = {
-            command.name: obstacle(command, now) if (state, command.name) in known else wrong for command in _OPERAND
+            command.name: bench.obstacle(command) if (state, command.name) in known else wrong for command in _OPERAND
         }
         return moves | {_update(target): "" if (state, target) in reached else wrong for target in HOST_MOVES}
 

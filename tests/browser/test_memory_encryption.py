@@ -110,6 +110,18 @@ def test_a_mistake_is_told_and_changes_nothing(notebook: LabPage) -> None:
     assert scope.field("ASID").get_attribute("aria-invalid") == "false"
 
 
+def test_genoa_offers_no_correction(notebook: LabPage) -> None:
+    scope = Scope(notebook)
+    corrected = scope.field("add T(p) ⊕ T(q)")
+    corrected.check()
+    for name, disabled in [("EPYC 9004", True), ("EPYC 7003", False)]:
+        scope.field("Machine").focus()
+        scope.page.keyboard.type(name)
+        scope.press("Write")
+        scope.root.get_by_text(f"as written in #1: {name}").wait_for()
+        assert (corrected.is_disabled(), corrected.is_checked()) == (disabled, False)
+
+
 def test_heat_map_has_the_colours_of_the_theme(notebook: LabPage, theme: Theme) -> None:
     scope = Scope(notebook)
     if scope.field("C-bit").is_checked():

@@ -63,9 +63,34 @@ def test_pages_are_selected_by_keys_and_an_instruction_is_pressed(notebook: LabP
         desk.get_by_role("button", name=name).focus()
         keyboard.press("Enter")
         desk.get_by_role("table", name=re.compile(name)).get_by_text("SUCCESS (0)").wait_for()
-        assert notebook.label().endswith(f"cursor at pfn 0x822, {state}; 3 selected, pfn 0x820 to 0x822")
+        notebook.page.wait_for_function(
+            "words => document.querySelector('.snpbook-map canvas').ariaLabel.endsWith(words)",
+            arg=f"cursor at pfn 0x822, {state}; 3 selected, pfn 0x820 to 0x822",
+        )
     assert desk.get_by_role("button", name="RMPREAD").is_disabled()
     assert desk.get_by_text("not on EPYC 7003 (Milan)").count() == 2
+
+
+def test_an_address_that_is_none_is_told_beside_its_field(notebook: LabPage) -> None:
+    desk, keyboard = cell(notebook, DESK), notebook.page.keyboard
+    field, tables = desk.get_by_role("textbox", name="First GPA"), desk.get_by_role("table")
+    assert tables.filter(has_text="SUCCESS (0)").count()
+    field.fill("0x8000000000000")
+    keyboard.press("Enter")
+    notebook.page.wait_for_timeout(500)
+    desk.get_by_role("button", name="PVALIDATE").focus()
+    keyboard.press("Enter")
+    words = "First GPA: 0x8000000000000 is too large; the last page is at 0x7fffffffff000"
+    desk.get_by_role("alert").filter(has_text=words).wait_for()
+    assert field.get_attribute("aria-invalid") == "true"
+    assert desk.locator(f"#{field.get_attribute('aria-describedby')}").inner_text() == words
+    assert tables.filter(has_text="SUCCESS (0)").count() == 0
+    field.fill("0x30000")
+    desk.get_by_role("button", name="PVALIDATE").focus()
+    keyboard.press("Enter")
+    tables.filter(has_text="SUCCESS (0)").wait_for()
+    assert desk.get_by_role("alert").inner_text() == ""
+    assert field.get_attribute("aria-invalid") == "false"
 
 
 def test_dragging_selects(notebook: LabPage) -> None:
@@ -89,7 +114,48 @@ def test_the_explorer_follows_the_choices(notebook: LabPage) -> None:
     for name, choice in [("Page", "VMPL1 may only read it"), ("VMPL", "1"), ("Access", "write")]:
         shown.get_by_role("combobox", name=name, exact=True).select_option(label=choice)
     shown.get_by_text("VMPL1 permissions wants read, write, found read").wait_for()
-    assert shown.get_by_role("table", name="The guest's walk").get_by_role("row").count() == 5
+    assert shown.get_by_role("table", name="The guest's walk").get_by_role("row").count() == 6
+    seven = shown.get_by_role("table", name="The guest's walk").locator("details", has_text="7 met").first
+    seven.locator("summary").click()
+    assert seven.inner_text().count(": met") == 7
     shown.get_by_role("combobox", name="Actor").select_option(label="host")
     shown.get_by_text("#PF in the host").wait_for()
     assert shown.get_by_role("combobox", name="VMPL", exact=True).is_disabled()
+
+
+def test_an_address_outside_memory_is_told(notebook: LabPage) -> None:
+    shown, keyboard = cell(notebook, EXPLORER), notebook.page.keyboard
+    field = shown.get_by_role("textbox", name="Address")
+    for address, words in [
+        ("-5", "Address: -0x5 is outside memory, which ends at 0x3ffffff"),
+        ("0x4000000", "Address: 0x4000000 is outside memory, which ends at 0x3ffffff"),
+    ]:
+        field.fill(address)
+        keyboard.press("Enter")
+        shown.get_by_role("alert").filter(has_text=words).wait_for()
+        assert field.get_attribute("aria-invalid") == "true"
+        assert shown.get_by_text("#PF in the host").count() == 0
+    field.fill("0x3ffffff")
+    keyboard.press("Enter")
+    shown.get_by_text("let through, system page 0x3fff").wait_for()
+    assert shown.get_by_role("alert").inner_text() == ""
+    shown.get_by_role("combobox", name="Actor").select_option(label="SNP guest, ASID 1")
+    field.fill("0x8000000000000000")
+    keyboard.press("Enter")
+    shown.get_by_role("table", name="Checks on the address").get_by_text("Canonical address").wait_for()
+
+
+def test_the_legend_has_the_colours_of_the_theme_before_anything_changes(notebook: LabPage, theme: Theme) -> None:
+    desk = cell(notebook, DESK)
+    desk.locator(".cm-content").click()
+    before = desk.locator(".snpbook-map").element_handle()
+    notebook.page.keyboard.press("ControlOrMeta+Enter")
+    before.wait_for_element_state("hidden")
+    chips = desk.locator(".snpbook-map .legend canvas")
+    chips.first.wait_for()
+    notebook.page.wait_for_timeout(500)
+    found = chips.evaluate_all(
+        "chips => chips.map(chip => Array.from(chip.getContext('2d').getImageData(1, 1, 1, 1).data.slice(0, 3)))"
+    )
+    drawn = (PageState.HYPERVISOR, PageState.GUEST_VALID, PageState.GUEST_INVALID, PageState.PRE_SWAP)
+    assert {f"#{bytes(rgb).hex().upper()}" for rgb in found} == {PAGES[state].colour(theme) for state in drawn}

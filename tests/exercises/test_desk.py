@@ -50,6 +50,24 @@ def test_no_answer_ends_in_a_traceback(answer: Any, words: str) -> None:
     assert "Not yet" in read(outcome._repr_html_()).words
 
 
+def test_a_stub_is_not_begun_and_a_wrong_answer_has_failed() -> None:
+    stub = check(ID, lambda words, asid: None)
+    assert not stub.begun
+    assert "not begun" in read(stub._repr_html_()).words
+    assert "failed" not in read(stub._repr_html_()).words
+    wrong = check(ID, exercise(ID).wrong[0].answer)
+    assert wrong.begun
+    assert "failed" in read(wrong._repr_html_()).words
+
+
+def test_an_answer_that_returns_in_some_cases_is_told_the_rule() -> None:
+    outcome = check(ID, lambda words, asid: REFERENCE(words, asid) if asid == 1 else None)
+    assert outcome.begun
+    assert outcome.passed
+    assert outcome.rule.endswith("mask before you compare (your function does not return a value here)")
+    assert outcome.cite
+
+
 def test_a_right_answer_of_another_shape_passes() -> None:
     assert check(ID, lambda words, asid: float(REFERENCE(words, asid)))
     assert check(ID, lambda words, asid: np.uint16(REFERENCE(words, asid)))

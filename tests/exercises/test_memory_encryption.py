@@ -11,7 +11,7 @@ from snpbook.exercises.checking import tried
 from snpbook.exercises.memory_encryption import changed_blocks
 from snpbook.exercises.memory_tweaks import move_mask, source_for, xor
 from snpbook.hardware.tweaks import naples_constants
-from snpbook.spec.encryption import Context, Kind
+from snpbook.spec.encryption import Context, KeyId, Kind
 from tests.reference import key_choice as reference
 from tests.reference import xex
 
@@ -60,6 +60,12 @@ def wbinvd_where_it_is_not_dear(coherent: bool, page_flush: bool, retire: bool) 
     return "WBINVD" if retire or not page_flush else "VMPAGE_FLUSH"
 
 
+def key_by_elimination(context: Context, kind: Kind, guest_c: bool, host_c: bool, asid: int) -> int:
+    if context in (Context.HOST, Context.GUEST) or kind == Kind.NESTED_WALK or (kind == Kind.DATA and not guest_c):
+        return KeyId.HOST if host_c else KeyId.UNENCRYPTED
+    return asid
+
+
 def replay_after_every_second_try(host: Any, guest: Any, spa: int, size: int) -> int:
     block = spa // 16 * 16
     full = host.read(block, 16)
@@ -75,6 +81,7 @@ def replay_after_every_second_try(host: Any, guest: Any, spa: int, size: int) ->
     ("identifier", "answer"),
     [
         ("memory_encryption.1", lambda a, b: np.unique(np.flatnonzero(a != b) // 16 * 16)),
+        ("memory_encryption.2", key_by_elimination),
         ("memory_encryption.3", wbinvd_where_it_is_not_dear),
         ("memory_encryption.4", replay_after_every_second_try),
         ("memory_encryption.6", lambda *given: np.frombuffer(move_mask(*given), np.uint8)),
@@ -92,7 +99,11 @@ def test_other_right_answers_pass(identifier: str, answer: Any) -> None:
         ("memory_encryption.2", lambda *_: 77, "nonsense under key id 77"),
         ("memory_encryption.3", lambda *_: "INVD", "'INVD' is none of CLFLUSH, VMPAGE_FLUSH, WBINVD"),
         ("memory_encryption.3", lambda *_: [], "[] is none of"),
-        ("memory_encryption.6", lambda *_: bytes(8), "0000000000000000"),
+        ("memory_encryption.1", lambda *_: 288, "Rule: expected a list, found a number"),
+        ("memory_encryption.5", lambda *_: {4: bytes(8)}, "Rule: expected 16 bytes, found 8 bytes"),
+        ("memory_encryption.6", lambda *_: bytes(8), "Rule: expected 16 bytes, found 8 bytes"),
+        ("memory_encryption.6", lambda *_: 5, "Rule: expected 16 bytes, found a number"),
+        ("memory_encryption.7", lambda *_: "nowhere", "found nowhere, which is the address of no block"),
         ("memory_encryption.7", lambda *_: 1 << 40, "found 1099511627776"),
     ],
 )

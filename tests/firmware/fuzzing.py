@@ -16,35 +16,50 @@ import numpy as np
 from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.spec.commands import Command, MailboxRegister
-from snpbook.spec.dispatch import BUFFERS
+from snpbook.spec.dispatch import BUFFER_CLASSES, BUFFERS
 from snpbook.spec.firmware_image import ImageType
 from snpbook.spec.layout import Field
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import LaunchPage, PageState
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.releases import release
+from snpbook.spec.states import LegacyPlatformState
 from snpbook.spec.status import Status
 from snpbook.vendor.images import firmware_image
 from snpbook.vendor.vlek import wrapped_vlek
 from tests.firmware.leaks import Image, image, secrets, shown
-from tests.firmware.legacy_board import LegacyBoard
+from tests.firmware.legacy_board import NV, LegacyBoard
 from tests.firmware.test_legacy_fuzz import NUMBERS
 from tests.firmware.test_legacy_fuzz import boards as legacy_boards
 from tests.firmware.test_requests import seal
+from tests.firmware.typical import (
+    AGENT,
+    BLANK,
+    COMMON,
+    FREE_METADATA,
+    IMAGE,
+    INPUT,
+    LARGE,
+    LARGE_FIRMWARE,
+    LIST,
+    MESSAGE,
+    METADATA,
+    NORMAL,
+    PRE_GUEST,
+    PRE_SWAP,
+    SEALED,
+    SECRETS,
+    TARGET,
+    TMR,
+    TYPICAL,
+)
 from tests.firmware.worlds import context_of
-from tests.machines import BUFFER, FREE, GCTX, MIB, PAGE, SYSCFG_FOR_SNP, Board, counting_rng
+from tests.machines import BUFFER, GCTX, MIB, PAGE, SYSCFG_FOR_SNP, Board, counting_rng
 
-AGENT, TARGET = GCTX + PAGE, GCTX + 2 * PAGE
-NORMAL, SECRETS, PRE_GUEST, PRE_SWAP, METADATA, FREE_METADATA = (FREE + number * PAGE for number in range(6))
-BLANK = [FREE + number * PAGE for number in range(8, 14)]
-"""Firmware pages."""
-INPUT = [20 * MIB + number * PAGE for number in range(4)]
-"""Pages of the hypervisor, with something in them."""
-LARGE, LARGE_FIRMWARE, TMR = 22 * MIB, 24 * MIB, 40 * MIB
 PLACES = [
     0, BUFFER, GCTX, AGENT, TARGET, NORMAL, SECRETS, PRE_GUEST, PRE_SWAP, METADATA, METADATA + 64, FREE_METADATA,
-    *BLANK, *INPUT, LARGE, LARGE + PAGE, LARGE_FIRMWARE, TMR, 47 * MIB, 60 * MIB, 64 * MIB - PAGE, 64 * MIB, 0xA0000,
-    1 << 40, 1 << 46, 2**64 - 1,
+    *BLANK, *INPUT, LARGE, LARGE + PAGE, LARGE_FIRMWARE, TMR, 47 * MIB, 60 * MIB, 64 * MIB - PAGE, 64 * MIB, 300 * MIB,
+    0xA0000, 1 << 40, 1 << 46, 2**64 - 1,
 ]  # fmt: skip
 POLICIES = [DEFAULT_POLICY, DEFAULT_POLICY | 1 << 18, DEFAULT_POLICY | 1 << 19, DEFAULT_POLICY | 1 << 20, 0, 4, 5]
 C_BIT = 1 << 51
@@ -133,6 +148,14 @@ def _left(board: Board) -> Board:
     return board
 
 
+def _uncovered(board: Board) -> Board:
+    """A table that ends before memory does."""
+    for core in board.machine.cores:
+        core.wrmsr(Msr.RMP_BASE, 32 * MIB)
+        core.wrmsr(Msr.RMP_END, 33 * MIB - 1)
+    return board
+
+
 def _powered(board: Board) -> Board:
     for core in board.machine.cores:
         core.wrmsr(Msr.SYSCFG, SYSCFG_FOR_SNP)
@@ -141,13 +164,16 @@ def _powered(board: Board) -> Board:
 
 STAGES: dict[str, Callable[[], Board]] = {
     "UNINIT": lambda: _powered(Board()),
+    "UNINIT, 1.58": lambda: _powered(Board("genoa", release="1.58")),
     "INIT": lambda: Board().initialise(),
     "LAUNCH": lambda: _launching(Board()),
     "RUNNING": lambda: _running(Board()),
     "RUNNING, DEBUG": lambda: _running(Board(), DEFAULT_POLICY | 3 << 18),
     "RUNNING, 1.58": lambda: _running(Board("genoa", release="1.58")),
+    "RUNNING, small table": lambda: _running(_uncovered(Board(installed=512 * MIB))),
     "shut down": lambda: _left(Board()),
     "legacy INIT": lambda: LegacyBoard().start(),
+    "legacy INIT, Naples": lambda: LegacyBoard("naples").start(),
     **{f"legacy {stage}": lambda number=number: legacy_boards()[number][0]
        for number, stage in enumerate(("LUPDATE", "RUNNING", "SUPDATE", "RUPDATE"))},
     "both": lambda: _both(Board()),
@@ -208,18 +234,22 @@ def value(random: Random, name: str, field: Field, size: int) -> int | bytes:
         return random.choice(POLICIES) & field.limit
     if field.width <= 8:
         return random.randrange(min(field.limit, 7) + 1)
-    return random.choice(NUMBERS + [0, 1, 2, 9, 98, 99, 110, 509, 1006, 2047]) & field.limit
+    return random.choice([*NUMBERS, 0, 1, 2, 9, 98, 99, 110, 509, 1006, 2047]) & field.limit
 
 
 def buffer(random: Random, command: int) -> bytes:
-    """A command's buffer: sensible, with some bits flipped, or noise."""
+    """A command's buffer: typical but for a few fields, any in all of them, with some bits flipped, or noise."""
     layout = BUFFERS.get(Command(command)) if command in set(Command) else None
     if layout is None or random.random() < 0.05:
         return random.randbytes(0x40)
-    data = bytearray(layout.pack(**{
-        name: value(random, name, field, layout.size) for name, field in layout.fields.items()
-    }))  # fmt: skip
-    return mutated(random, bytes(data)) if random.random() < 0.1 else bytes(data)
+    choices = {**COMMON, "length": [layout.size], **TYPICAL.get(Command(command), {})}
+    anyhow = random.choice((0.0, 0.1, 1.0))
+    data = layout.pack(**{
+        name: value(random, name, field, layout.size) if field.kind == "raw" or random.random() < anyhow
+        else random.choice(choices.get(name, [0]))
+        for name, field in layout.fields.items()
+    })  # fmt: skip
+    return mutated(random, data) if random.random() < 0.1 else data
 
 
 def mutated(random: Random, data: bytes) -> bytes:
@@ -258,7 +288,8 @@ def message_body(random: Random, kind: int) -> bytes:
 
 def message(random: Random, board: Board, gctx: int) -> bytes:
     """A message of a guest, sealed with one of its keys and mostly the right number, or spoilt."""
-    context, vmpck, kind = context_of(board, gctx), random.randrange(4), random.choice([*range(1, 18, 2)] * 3 + [0, 2, 6, 99])
+    context, vmpck = context_of(board, gctx), random.randrange(4)
+    kind = random.choice([*range(1, 18, 2)] * 3 + [0, 2, 6, 99])
     count = getattr(context, f"msg_count{vmpck}") + (random.random() < 0.95)
     sealed = seal(getattr(context, f"vmpck{vmpck}"), message_body(random, kind), seqno=count % 2**64, vmpck=vmpck,
                   kind=kind, version=random.choice((1, 1, 1, 2)))  # fmt: skip
@@ -268,43 +299,59 @@ def message(random: Random, board: Board, gctx: int) -> bytes:
 def request(random: Random, board: Board) -> Step:
     """SNP_GUEST_REQUEST with a message of some guest and a page for the answer."""
     gctx, answer = random.choice((GCTX, AGENT, AGENT)), random.choice(BLANK)
-    fields = struct.pack("<QQQ", gctx, INPUT[0], answer + random.choice((0, 0, 0, 3, 0xE00)))
+    fields = struct.pack("<QQQ", gctx, MESSAGE, answer + random.choice((0, 0, 0, 3, 0xE00)))
     sealed = message(random, board, gctx)[:PAGE]
-    return Step(Command.SNP_GUEST_REQUEST, BUFFER, fields, ((INPUT[0], sealed),), (answer, FIRMWARE))
+    return Step(Command.SNP_GUEST_REQUEST, BUFFER, fields, ((MESSAGE, sealed),), (answer, FIRMWARE))
 
 
-def blob(random: Random, board: Board) -> bytes:
-    """Something that a command may find where an address of its buffer leads to."""
+def blob(random: Random, board: Board) -> tuple[int, bytes]:
+    """Something that a command may find where an address of its buffer leads to, and where."""
     psp, product = board.psp, board.machine.product.name
-    tcb = psp.committed_tcb
-    return random.choice((
-        lambda: random.randbytes(PAGE),
-        lambda: struct.pack("<IIQII", random.randrange(3), 0, random.choice(PLACES), random.randrange(600), 0),
-        lambda: struct.pack("<4I", *random.choices((0, 1, 2, 511, 2**32 - 1), k=4)),
-        lambda: struct.pack("<I12xII16xIIII8x", 1, random.choice((0, 1, 7, 0xD, 0x8000001F)), 0, *random.choices((0, 7), k=4)),
-        lambda: wrapped_vlek("a provider", psp.chip, psp.reported_tcb, random.randbytes(12)),
-        lambda: firmware_image(
-            product, release(random.choice(("1.51", "1.55", "1.58", "0.24"))), build=random.randrange(256),
-            svn=min(tcb.snp + random.randrange(3), 255), size=random.choice((0x400, PAGE)),
-            kind=random.choice((ImageType.SEV, ImageType.SEV, ImageType.BOOT_LOADER)),
-        ),
-        lambda: b"\xff" * 0x8000,
-    ))()  # fmt: skip
+    at = random.choice((IMAGE, SEALED, LIST, NV))
+    if at == IMAGE:
+        abi, build = random.choice(("1.51", "1.55", "1.58", "0.24")), random.randrange(256)
+        svn, kind = min(psp.committed_tcb.snp + random.randrange(3), 255), random.choice([*ImageType, ImageType.SEV])
+        return at, firmware_image(product, release(abi), build=build, svn=svn, kind=kind)
+    if at == SEALED:
+        return at, wrapped_vlek("a provider", psp.chip, psp.reported_tcb, random.randbytes(12))
+    if at == NV:
+        return at, random.choice((b"\xff" * 0x8000, random.randbytes(PAGE)))
+    ids = struct.pack("<4I", *random.choices((0, 1, 2, 511, 2**32 - 1), k=4))
+    ranges = struct.pack("<IIQII", random.randrange(3), 0, random.choice(PLACES), random.randrange(600), 0)
+    return at, random.choice((ids, ranges, random.randbytes(PAGE)))
+
+
+def cpuid_page(random: Random) -> bytes:
+    """A table with one entry."""
+    leaf, registers = random.choice((0, 1, 7, 0xD, 0xB, 0x8000001F, 0x80000021)), random.choices((0, 7, 2**32 - 1), k=4)
+    return struct.pack("<I12xII16x4I8x", 1, leaf, random.randrange(3), *registers)
+
+
+def _commands(random: Random, board: Board) -> list[Command]:
+    """Mostly those of a platform that is in use."""
+    alive = []
+    if board.psp.legacy.state is not LegacyPlatformState.UNINIT:
+        alive += [command for command in BUFFER_CLASSES if command < Command.SNP_INIT]
+    if board.psp.initialised:
+        alive += [command for command in BUFFER_CLASSES if command > Command.SNP_INIT]
+    return alive if alive and random.random() < 0.8 else [*Command]
 
 
 def step(random: Random, board: Board) -> Step:
     """The next thing that the host does."""
     if random.random() < 0.25 and board.psp.initialised and board.state(AGENT) == PageState.CONTEXT:
         return request(random, board)
-    command = random.choice([*Command]) if random.random() < 0.97 else random.randrange(256)
+    command = random.randrange(256) if random.random() < 0.03 else random.choice(_commands(random, board))
     address = BUFFER if random.random() < 0.95 else place(random)
     writes, update, pages = [], None, None
     if random.random() < 0.4:
-        data = blob(random, board)
-        writes.append((random.choice(INPUT), mutated(random, data) if random.random() < 0.3 else data))
+        at, data = blob(random, board)
+        writes.append((at, mutated(random, data) if random.random() < 0.3 else data))
+    if command == Command.SNP_LAUNCH_UPDATE and random.random() < 0.5:
+        writes.append((PRE_GUEST, cpuid_page(random)))
     if random.random() < 0.3 and board.psp.rmp_built:
         new = random.choice((FIRMWARE, FIRMWARE, HYPERVISOR, NewState(assigned=True, asid=1, immutable=True)))
-        update = random.choice((BUFFER, *BLANK, PRE_GUEST, FREE_METADATA)), new
+        update = random.choice((BUFFER, *BLANK, PRE_GUEST, PRE_SWAP, FREE_METADATA)), new
     if command in (Command.SNP_PAGE_RECLAIM, Command.SNP_LAUNCH_UPDATE) and random.random() < 0.3:
         first = place(random) >> 12
         pages = range(first, first + random.randrange(1, 5) * 512, random.choice((1, 512)))
@@ -334,7 +381,8 @@ class Run:
         except Exception as error:
             raise AssertionError(f"{self}\n{type(error).__name__} got out: {error}") from error
         self.steps[-1] = step, status
-        self.known |= secrets(self.board)
+        if status is Status.SUCCESS:
+            self.known |= secrets(self.board)
         return status
 
     def assert_tight(self) -> None:

@@ -68,6 +68,28 @@ def test_gctx_create_checks_in_order(first: Row, second: Row) -> None:
     assert_refused(gctx_create(**first.options, **second.options), first.status)
 
 
+@pytest.mark.parametrize(
+    ("policy", "sockets", "status"), [(1 << 20, 1, 0), (1 << 20, 2, 7), (0, 2, 0)], ids=["one", "two", "any"]
+)
+def test_a_guest_of_one_socket_is_not_activated_on_two(policy: int, sockets: int, status: int) -> None:
+    board = Board(cores=16, sockets=sockets).initialise()
+    board.start(asid=0, policy=DEFAULT_POLICY | policy)
+    assert board.command(Command.SNP_ACTIVATE, gctx_paddr=GCTX, asid=1) == status
+
+
+def test_a_guest_of_one_socket_stays_on_it() -> None:
+    """ACTIVATE_EX: cores 0 to 7 and 8 to 15 are complexes of two sockets."""
+    board = Board(cores=16, sockets=2).initialise()
+    board.start(asid=0, policy=DEFAULT_POLICY | 1 << 20)
+    ids = FREE + 4096
+    found = []
+    for listed in ([0, 9], [9], [3], [12]):
+        board.machine.dram.write(ids, b"".join(number.to_bytes(4, "little") for number in listed))
+        fields = {"length": 0x20, "gctx_paddr": GCTX, "asid": 1, "numids": len(listed), "ids_paddr": ids}
+        found.append(int(board.command(Command.SNP_ACTIVATE_EX, **fields)))
+    assert found == [7, 0, 7, 0]
+
+
 def test_gctx_create_makes_an_encrypted_context() -> None:
     board = Board().initialise()
     board.machine.dram.write(GCTX, b"left over" * 10)

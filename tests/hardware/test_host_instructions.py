@@ -180,6 +180,20 @@ def test_an_asid_fits_the_entry(asid: Any, error: type[Exception]) -> None:
         NewState(assigned=True, asid=asid)
 
 
+@pytest.mark.parametrize(
+    ("operand", "text"),
+    [
+        ((2, 1), "assigned = 2: True or False"),
+        (("yes", 1), "assigned = 'yes': True or False"),
+        ((True, 1, 1), "immutable = 1: True or False"),
+        ((True, 1, False, 3), "large = 3: True or False"),
+    ],
+)
+def test_flags_of_an_operand_are_true_or_false(operand: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        NewState(*operand)
+
+
 def test_arrays_of_any_integer_type_are_page_numbers() -> None:
     rmp = table()
     assert rmpupdate(rmp, np.array([3, 4]), np.array([1, 2], np.uint8), GUEST).tolist() == [0, 0]

@@ -43,6 +43,10 @@ def test_what_a_device_may_do() -> None:
     bench, device = with_device()
     device.dma_write(0x3F * PAGE, bytes(range(256)) * 16)
     device.dma_write(0x40 * PAGE, b"")
+    for mapping, error in (("x", TypeError), (5, ValueError)):
+        for data in (b"", b"x"):
+            with pytest.raises(error, match="mapping = "):
+                device.dma_write(0x40 * PAGE, data, mapping=mapping)
     assert bench.cpu.read(0x3F * PAGE, 4) == bytes(range(4))
     assert device.dma_read(0x40 * PAGE - 1, 2) == b"\xff\x77"
     assert "SNP on" in repr(bench.machine.iommu)

@@ -40,9 +40,14 @@ def test_opcodes(name: str) -> None:
     assert decode(code[:3]) is None
 
 
-@pytest.mark.parametrize("code", ["", "f30f01d9", "0f01ff", "f00f01fe", "f20f01fc", "90f20f01fe"])
+@pytest.mark.parametrize("code", ["", "f30f01d8", "0f01ff", "f00f01fe", "f20f01fc", "90f20f01fe"])
 def test_other_code_is_none_of_them(code: str) -> None:
     assert decode(bytes.fromhex(code)) is None
+
+
+def test_calls_of_the_hypervisor() -> None:
+    found = [decode(bytes.fromhex(code)) for code in ("f30f01d990", "0f01d990")]
+    assert [(call.name, call.length) for call in found if call] == [("VMGEXIT", 4), ("VMMCALL", 3)]
 
 
 def test_pvalidate_and_its_carry() -> None:

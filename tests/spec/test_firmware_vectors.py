@@ -129,9 +129,7 @@ def test_derived_guest_keys() -> None:
     selected = GuestField.POLICY | GuestField.MEASUREMENT | GuestField.GUEST_SVN | GuestField.TCB_VERSION
     assert selected == 0x39
     measured = sha384(b"x").digest()[:32]
-    mix = KEY_MIX.pack(
-        root_key_select=root, guest_field_select=selected, vmpl=1, policy=0x30000, measurement=measured
-    )
+    mix = KEY_MIX.pack(root_key_select=root, guest_field_select=selected, vmpl=1, policy=0x30000, measurement=measured)
     assert kdf(COUNTING, GUEST_KEY_LABEL, mix, 32).hex() == (
         "0818a6d09a8a989604c3c45604e541dac23d1658598a7f462ef43b6011e6e20e"
     )

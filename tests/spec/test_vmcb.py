@@ -1,6 +1,15 @@
 """The VMCB: words with every field at its own value, exit codes by the hardware sheet, who sees which."""
 
-from snpbook.spec.vmcb import ADVANCED_EXITS, AUTOMATIC_EXITS, EVENT, VINTR_CTRL, VMCB, ExitCode, intercept_bits
+from snpbook.spec.vmcb import (
+    ADVANCED_EXITS,
+    AUTOMATIC_EXITS,
+    EVENT,
+    VINTR_CTRL,
+    VMCB,
+    ExitCode,
+    FaultError,
+    intercept_bits,
+)
 
 NEGATIVE = {"INVALID": -1, "BUSY": -2, "IDLE_REQUIRED": -3, "INVALID_PMC": -4}
 AUTOMATIC = {0x52, 0x60, 0x61, 0x62, 0x63, 0x64, 0x77, 0x78, 0x7F, 0x8F, *range(0x90, 0xA0), 0xA5, 0xA6, 0x400, 0x403}
@@ -35,6 +44,13 @@ def test_interrupt_control() -> None:
 def test_an_injected_event() -> None:
     found = EVENT.unpack(0x1234_80000B0D.to_bytes(8, "little"))
     assert (found.vector, found.kind, found.has_error, found.valid, found.error) == (13, 3, 1, 1, 0x1234)
+
+
+def test_bits_that_the_model_never_sets_have_names() -> None:
+    assert {FaultError(1 << bit).name: bit for bit in (6, 37, 63)} == {
+        "SHADOW_STACK": 6, "SUPERVISOR_SHADOW_STACK": 37, "NOT_RESTARTABLE": 63,
+    }  # fmt: skip
+    assert ExitCode(0x406).name == "NOT_RESTARTABLE"
 
 
 def test_automatic_exits() -> None:

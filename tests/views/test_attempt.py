@@ -1,5 +1,6 @@
 """What instructions answered, entries bit by bit, accesses explained, and the life of a page: both forms agree."""
 
+import html
 import re
 
 import pytest
@@ -9,16 +10,21 @@ from snpbook.hardware.checks import AccessKind
 from snpbook.hardware.explorer import explain_device, explain_guest, explain_host
 from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.workbench import PLAY, Workbench
+from snpbook.spec.pages import PageState
 from snpbook.spec.transitions import PAGE_TRANSITIONS
+from snpbook.spec.vmcb import PTE_NO_EXECUTE as NO_EXECUTE
 from snpbook.spec.vmcb import FaultError
 from snpbook.views import attempt as views
 from snpbook.views.entry import entry, entry_change
 from snpbook.views.explorer import explanation, survey, verdict
+from snpbook.views.palette import PAGES
 from snpbook.views.states import page_life
 from tests.views.reading import read
 
 P = PLAY.start
 VALID = 0x4008000000011001
+NEVER_SET = FaultError.SHADOW_STACK | FaultError.SUPERVISOR_SHADOW_STACK | FaultError.NOT_RESTARTABLE
+"""Their rows say that what they tell of is not modelled."""
 
 
 def assigned() -> Workbench:
@@ -94,7 +100,42 @@ def test_an_access_that_fails_is_told_down_to_the_bits() -> None:
     ]  # fmt: skip
     assert "PAGE_NOT_VALIDATED: CR2 = 0x10000" in view.text
     assert "VMPL0 permissions  \u2013 not reached" in view.text
-    assert view.html.count("<details>") == 4
+    assert view.html.count("<details>") == 9, "each table's nested walk and checks, and the check on all entries"
+
+
+def test_the_rights_of_all_entries_have_a_row_of_their_own() -> None:
+    bench = assigned()
+    guest = bench.guest(1)
+    view = explanation(explain_guest(guest.core(), 0x10000, AccessKind.READ))
+    rows = [line for line in view.text.splitlines() if "7 met" in line]
+    assert len(rows) == 4, "seven checks on each table"
+    assert "Page-Size: met, found 4 KB<br>Validated: met, found validated" in view.html
+    guest.protect(0x10, add=NO_EXECUTE)
+    refused = explain_guest(guest.core(), 0x10000, AccessKind.FETCH)
+    text = explanation(refused).text
+    assert [len(visit.checks) for visit in refused.visits] == [7] * 4
+    assert "all entries together" in text
+    assert "wanted: executable; all grant: user, writable" in text
+    assert "Checks on the entries of the guest's tables\n" in text
+
+
+@pytest.mark.parametrize("address", [1 << 63, 1 << 47, (1 << 64) - (1 << 47) - 1])
+def test_an_address_that_is_not_canonical_is_not_walked(address: int) -> None:
+    told = explain_guest(assigned().guest(1).core(), address, AccessKind.READ)
+    assert told.failed is not None
+    assert told.failed.name == "Canonical address"
+    assert told.page is None
+    view = explanation(told)
+    assert view.text.startswith(f"Read at {address:#x} by guest, ASID 1, VMPL0, CPL 0: #GP in the guest: Canonical")
+    assert read(view.html).tables == ["Checks on the address"]
+
+
+@pytest.mark.parametrize("address", [0, (1 << 47) - 1, (1 << 64) - (1 << 47), (1 << 64) - 1])
+def test_a_canonical_address_is_walked(address: int) -> None:
+    told = explain_guest(assigned().guest(1).core(), address, AccessKind.READ)
+    assert told.visits[0].what == "PML4"
+    assert told.failed is not None
+    assert told.failed.name in {"Guest tables: present", "Nested tables: present"}
 
 
 @pytest.mark.parametrize("address", [0x14000, 0x8000010000])
@@ -104,6 +145,8 @@ def test_every_bit_of_exitinfo1_has_a_row(address: int) -> None:
     text = explanation(told).text
     shown = re.findall(r"^(\d+) +([01]) +(\w+)", text, re.MULTILINE)
     assert [name for _, _, name in shown] == [bit.name for bit in FaultError]
+    unmodelled = re.findall(r"^\d+ +0 +(\w+) .*not modelled\)$", text, re.MULTILINE)
+    assert unmodelled == [bit.name for bit in NEVER_SET]
     error = sum(1 << int(bit) for bit, value, _ in shown if value == "1")
     assert f"EXITINFO1 = {error:#x}" in text
 
@@ -136,4 +179,9 @@ def test_the_life_of_a_page_shows_every_transition() -> None:
     labels = [node.text for node in picture.iter() if node.get("paint-order")]
     assert len(arrows) == len(PAGE_TRANSITIONS)
     assert sorted(map(str, labels)) == sorted(one.by.removeprefix("SNP_") for one in PAGE_TRANSITIONS)
-    assert len(view.text.splitlines()) == 3 + len(PAGE_TRANSITIONS)
+    *lines, note = view.text.splitlines()
+    assert len(lines) == 3 + len(PAGE_TRANSITIONS)
+    drawn = {state for one in PAGE_TRANSITIONS for state in (one.source, one.target)}
+    absent = set(PageState) - drawn - {PageState.INVALID, PageState.DEFAULT}
+    assert absent == {state for state in PageState if PAGES[state].label in re.findall(r"[\w-]+", note)} - drawn
+    assert note in html.unescape(view.html)

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from snpbook.hardware.cache import LINE
 from snpbook.hardware.tweaks import boot_constants, naples_constants
@@ -17,6 +20,15 @@ def test_generations_mark_what_is_unconfirmed() -> None:
         ["EPYC 9004 (Genoa)", "AES-256 XTS", "bit 51", "46 bits", "1,006", "yes"],
     ]
     read(view.html)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("c_bit", "bit 47"), ("asid_limit", "15"), ("physical_bits", "43 bits"), ("address_reduction", "43 bits")],
+)
+def test_every_value_of_a_generation_can_be_marked(field: str, value: str) -> None:
+    row = generations([replace(product("naples"), unconfirmed=(field,))]).text.splitlines()[3]
+    assert [cell.strip() for cell in row.split("  ") if cell.endswith(" ?")] == [f"{value} ?"]
 
 
 def test_constants_say_where_they_come_from() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from snpbook.spec.rmp import RmpCode
-from snpbook.spec.status import Status
+from snpbook.spec.status import FirmwareRefusal, Status
 from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
 from snpbook.views.log import STEPS, log, rows, steps
 from tests.views.reading import read
@@ -25,7 +25,8 @@ EVENTS: list[Event] = [
     rmpupdate(512),
     FirmwareCommand(name="SNP_LAUNCH_UPDATE", status=Status.SUCCESS, pages=range(0x800, 0xA00)),
     FirmwareCommand(
-        name="SNP_LAUNCH_FINISH", status=Status.INVALID_PAGE_STATE, reason="not Pre-Guest",
+        name="SNP_LAUNCH_FINISH", status=Status.INVALID_PAGE_STATE,
+        refusal=FirmwareRefusal(Status.INVALID_PAGE_STATE, "page state", "PRE_GUEST", "FIRMWARE"),
         arguments={"gctx_paddr": 0x5000, "id_block_en": 0, "host_data": bytes(32)},
     ),
     VmExit(vcpu=0, reason="NPF", detail={"gpa": 0x1000}, pages=3),
@@ -40,7 +41,7 @@ def test_a_run_is_one_row() -> None:
     assert text[7].split(maxsplit=4)[4].split(maxsplit=2) == [
         "gctx_paddr",
         "0x5000",
-        "✗ INVALID_PAGE_STATE: not Pre-Guest",
+        "✗ INVALID_PAGE_STATE: page state (expected PRE_GUEST, found FIRMWARE)",
     ]
 
 

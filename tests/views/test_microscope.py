@@ -56,7 +56,7 @@ def test_the_way_ends_at_what_the_module_holds(scheme: str) -> None:
     ]  # fmt: skip
     assert rows[tail][0] == first.hex(" ", 4)
     assert rows["plaintext"] == [PLAIN[:16].hex(" ", 4), PLAIN[16:32].hex(" ", 4)]
-    assert view.text.splitlines()[0] == "On the way to the DIMM: A machine, key of ASID 1"
+    assert view.text.splitlines()[0] == "On the way to the DIMM, as written in #1: A machine, key of ASID 1"
     assert view.text.splitlines()[1].split() == ["step", "0x1230", "0x1240"]
     read(view.html)
 
@@ -84,8 +84,9 @@ def test_readers_read_what_the_engine_gives(scheme: str) -> None:
 
 def test_the_host_as_writer_is_no_guest() -> None:
     sample = written("xex-aes-128", key_id=KeyId.HOST, asid=0)
-    assert list(sample.readers) == ["another guest (ASID 1)", "host, C-bit clear", "host, C-bit set"]
+    assert list(sample.readers) == ["host, C-bit set", "host, C-bit clear", "a guest (ASID 1)"]
     assert cells(readers(sample).text)["host, C-bit set"][1] == "plaintext of #1"
+    assert next(iter(written("xex-aes-128", key_id=0, asid=0).readers)) == "host, C-bit clear"
 
 
 @pytest.mark.parametrize(

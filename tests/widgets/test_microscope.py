@@ -163,9 +163,10 @@ def test_no_host_has_the_tweaks_of_xts() -> None:
 TYPED: list[tuple[str, dict[str, Any], str, str]] = [
     ("write", {"spa": "home"}, "spa", "Address: 'home' is no number; write it as 4096 or 0x1000"),
     ("write", {"spa": "0x2001"}, "spa", "is no multiple of 16"),
-    ("write", {"asid": ""}, "asid", "ASID: '' is no number"),
+    ("write", {"asid": ""}, "asid", "ASID: '' is no number; write it as 1, or 0 for the host"),
+    ("write", {"spa": "0x12345678901"}, "spa", "Address: 0x12345678901 is outside memory, which ends at 0x1fffff"),
     ("write", {"asid": "9"}, "asid", "milan has 1 to 3"),
-    ("write", {"copies": "1.5"}, "copies", "'1.5' is no number"),
+    ("write", {"copies": "1.5"}, "copies", "Copies: '1.5' is no number; write it as 64"),
     ("write", {"plain": "6g", "hex": True}, "plain", "'6g' is not hexadecimal"),
     ("write", {"plain": ""}, "plain", "nothing to write"),
     ("move", {"to": "0x1_0004"}, "to", "no multiple of 16"),
@@ -220,8 +221,36 @@ def test_bundle_holds_the_live_view_and_its_twins() -> None:
     assert data["text/plain"] == shown.describe() == repr(shown)
     page = read(data["text/html"])
     assert "snpbook-view" in data["text/html"]
-    assert page.tables[:3] == ["On the way to the DIMM: milan, key of ASID 1", "Who reads what", "Diary"]
+    way = "On the way to the DIMM, as written in #1: milan, key of ASID 1"
+    assert page.tables[:3] == [way, "Who reads what", "Diary"]
     assert page.pictures[0][0].startswith("Page 0x1 on the DIMM: 256 blocks")
+
+
+def test_the_picture_of_the_way_says_whose_it_is() -> None:
+    shown = scope()
+    shown.write("tick", 0x2000)
+    shown.move(0x3000)
+    assert "On the way to the DIMM, as written in #2: milan" in shown._tables["way"]
+
+
+def test_the_host_that_has_written_reads_first() -> None:
+    shown = scope()
+    shown.write("tick", 0x2000, asid=0)
+    assert shown._status == "#2 the host wrote 'tick'. Then host, C-bit set reads: plaintext of #2."
+    shown.write("tick", 0x2000, asid=0, c_bit=False)
+    assert shown._status == "#3 the host wrote 'tick'. Then host, C-bit clear reads: plaintext of #3."
+
+
+def test_where_the_tweak_takes_the_key_no_correction_is_offered() -> None:
+    shown = scope()
+    shown.move(0x3000, corrected=True)
+    assert (shown._linear, shown._form["corrected"]) == (True, True)
+    shown.write("tick", 0x2000, machine="genoa")
+    assert (shown._linear, shown._form["corrected"]) == (False, False)
+    press(shown, "move", corrected=shown._form["corrected"])
+    assert shown._refusal == {}
+    shown.write("tick", 0x2000, machine="milan")
+    assert shown._linear
 
 
 def test_heat_map_is_sent_for_each_theme() -> None:

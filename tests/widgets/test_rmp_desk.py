@@ -106,16 +106,50 @@ def test_a_refusal_shows_the_page_that_was_refused(lab: Lab) -> None:
     assert "SUCCESS (0)" in desk.execute("RMPUPDATE").text
 
 
-@pytest.mark.parametrize(("text", "message"), [("zz", "is no number"), ("0x10001", "is no page's address")])
-def test_an_address_that_is_none_is_told(lab: Lab, text: str, message: str) -> None:
+LAST = "the last page is at 0x7fffffffff000"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("zz", "First GPA: 'zz' is no number; try 0x10000"),
+        ("", "First GPA: '' is no number; try 0x10000"),
+        ("0x10001", "First GPA: 0x10001 is no page's address, which is a multiple of 0x1000"),
+        ("-0x1000", "First GPA: -0x1000 is no page's address, which is a multiple of 0x1000"),
+        ("0x8000000000000", f"First GPA: 0x8000000000000 is too large; {LAST}"),
+        ("0x7fffffffff000", f"First GPA: 0x7fffffffff000 is, for 2 pages, too large; {LAST}"),
+    ],
+)
+@pytest.mark.parametrize("instruction", ["RMPUPDATE", "PVALIDATE"])
+def test_an_address_that_is_none_is_told(lab: Lab, text: str, message: str, instruction: str) -> None:
     desk = lab.desk
-    desk.gpa.value = text
+    desk.map.choose(0x800, 0x801)
     desk.buttons["RMPUPDATE"].click()
-    assert message in desk.complaint.value
+    before, desk.gpa.value = lab.bench.machine.rmp.peek(range(0x800, 0x802)).tobytes(), text
+    desk.buttons[instruction].click()
+    assert desk.gpa.complaint == message
     assert desk.made is None
-    desk.gpa.value = "0x10000"
+    assert desk.result.describe() == "no instruction executed", "the answer of an earlier order is gone"
+    assert desk.entry.describe() == ""
+    assert lab.bench.machine.rmp.peek(range(0x800, 0x802)).tobytes() == before
+    desk.gpa.value = "0x7ffff_fffe000"
     desk.buttons["RMPUPDATE"].click()
-    assert desk.complaint.value == ""
+    assert desk.gpa.complaint == ""
+    assert "SUCCESS (0)" in desk.result.describe()
+
+
+@pytest.mark.parametrize(
+    ("gpa", "code", "check"),
+    [("0x800000000000", "#GP", "Canonical address"), ("0x40000000", "#PF", "Guest tables: present")],
+)
+def test_an_address_that_the_guest_cannot_use_is_its_own_fault(lab: Lab, gpa: str, code: str, check: str) -> None:
+    for instruction in ("PVALIDATE", "RMPADJUST"):
+        lab.desk.execute(instruction, gpa=gpa)
+        assert lab.desk.made is not None
+        refused = lab.desk.made.refused
+        assert refused is not None
+        assert refused.reason is not None
+        assert (refused.code, refused.reason.name) == (code, check)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +214,42 @@ def test_an_address_may_be_typed(lab: Lab) -> None:
     shown.address.value = "0x30_0000"
     assert shown.told.address == 0x300000
     shown.address.value = "here"
-    assert "is no number" in shown.complaint.value
+    assert shown.address.complaint == "Address: 'here' is no number; try 0x10000"
     assert shown.told.address == 0x300000
+    assert shown.result.describe() == "no access", "the answer to another address is gone"
+    assert shown.address.complaint in shown.static().text
     shown.address.value = "0x10000"
-    assert shown.complaint.value == ""
+    assert shown.address.complaint == ""
+    assert "let through" in shown.result.describe()
     read(shown._repr_mimebundle_()[0]["text/html"])
+
+
+OUTSIDE = "is outside memory, which ends at 0x3ffffff"
+TOO_WIDE = "is no address of 64 bits"
+
+
+@pytest.mark.parametrize(
+    ("actor", "address", "complaint"),
+    [
+        ("host", "-5", f"-0x5 {OUTSIDE}"), ("device", "-5", f"-0x5 {OUTSIDE}"),
+        ("host", "0x4000000", f"0x4000000 {OUTSIDE}"), ("device", "0x4000000", f"0x4000000 {OUTSIDE}"),
+        ("host", "0x3ffffff", ""), ("device", "0x3ffffff", ""), ("host", "0", ""),
+        ("host", "0x1_0000_0000_0000_0000", f"0x10000000000000000 {OUTSIDE}"),
+        ("SNP guest, ASID 1", "-5", f"-0x5 {TOO_WIDE}"), ("guest without SNP", "-5", f"-0x5 {TOO_WIDE}"),
+        ("SNP guest, ASID 1", "0x10000000000000000", f"0x10000000000000000 {TOO_WIDE}"),
+        ("SNP guest, ASID 1", "0xffffffffffffffff", ""), ("guest without SNP", "0x8000000000000000", ""),
+    ],
+)  # fmt: skip
+def test_an_address_outside_is_told(lab: Lab, actor: str, address: str, complaint: str) -> None:
+    shown = lab.explorer
+    shown.actor.value = actor
+    for kind in (AccessKind.READ, AccessKind.WRITE):
+        shown.kind.value = kind
+        shown.address.value = address
+        assert shown.address.complaint == (f"Address: {complaint}" if complaint else "")
+        assert (shown.result.describe() == "no access") == bool(complaint)
+    shown.specimen.value = shown.specimens[1]
+    assert shown.address.complaint == ""
 
 
 def test_every_specimen_is_what_its_name_says(lab: Lab) -> None:
