@@ -75,9 +75,7 @@ COMMAND_DIFFERENCES: Mapping[Command, str] = {
     _C.SNP_INIT: f"{_IOMMU} {_PARTS}",
     _C.SNP_INIT_EX: f"{_IOMMU} {_PARTS} TIO_EN is UNSUPPORTED.",
     _C.SNP_SHUTDOWN_EX: _IOMMU,
-    _C.SNP_ACTIVATE: "Machines count as having one socket: SINGLE_SOCKET is never POLICY_FAILURE.",
-    _C.SNP_ACTIVATE_EX: f"{_CORES} Machines count as having one socket: SINGLE_SOCKET refuses only where the agent is "
-    "not active.",
+    _C.SNP_ACTIVATE_EX: _CORES,
     _C.SNP_LAUNCH_START: "SMT counts as on: a policy that forbids it is POLICY_FAILURE on every machine.",
     _C.SNP_LAUNCH_UPDATE: f"CPUID pages: {_CPUID}",
     _C.SNP_VERIFY_MITIGATION: "There is one mitigation, bit 0, which is verified as soon as the host asks; data from "
@@ -97,7 +95,7 @@ REFUSALS: Mapping[str, str] = {
 MESSAGE_DIFFERENCES: Mapping[MessageType, str] = {
     _T.CPUID_REQ: _CPUID,
     _T.KEY_REQ: "Version 2: the launch mitigation vector is mixed in behind the rest (where is not published).",
-    _T.REPORT_RSP: "SMT_EN, TSME_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's, whatever the machine is.",
+    _T.REPORT_RSP: "SMT_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's, whatever the machine is.",
     _T.TSC_INFO_RSP: "TSC_OFFSET is zero but for an imported guest; Milan's TSC_FACTOR is taken to be Genoa's.",
 }
 
@@ -111,13 +109,12 @@ STRUCTURE_DIFFERENCES: Mapping[str, str] = {
     "AttestationReport": "Versions 2, 3 and 5 are written; what version 4 adds is not published.",
     "GuestPolicy": "Some of its bits have nothing to act on: see below.",
     "SecretsPage": "Milan's TSC_FACTOR is taken to be Genoa's.",
-    "PlatformInfo": "TIO_EN is never set; SMT_EN, TSME_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's.",
+    "PlatformInfo": "TIO_EN is never set; SMT_EN, ECC_EN and ALIAS_CHECK_COMPLETE are the product's.",
     "SnpPlatformStatus": "IS_TIO_EN and TIO_EN are never set; ALIAS_CHECK_COMPLETE is the product's.",
 }
 
 POLICY_DIFFERENCES: Mapping[str, str] = {
     "smt": "SMT counts as on, on every machine.",
-    "single_socket": "Machines count as having one socket, on which every guest is.",
     "cxl_allow": "There is no CXL memory: the bit is accepted and shown in reports.",
     "rapl_dis": "There are no energy counters to read: the switch of SNP_INIT_EX is all that there is.",
 }
