@@ -11,7 +11,7 @@ lab: $(VENV)/.installed-lab
 	@$(BIN)/snpbook lab $(ARGS)
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-all: export SNPBOOK_TESTS := all
 test-all: test
