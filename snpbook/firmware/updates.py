@@ -65,6 +65,9 @@ def load_image(psp: SecureProcessor, address: int, length: int) -> FirmwareBuild
     require(_signed(image), Status.BAD_SIGNATURE, "the image's signature", "valid", "invalid")
     least, found = psp.committed_tcb.snp, header.svn
     require(found >= least, Status.INVALID_CONFIG, "security version, against the committed one", least, found)
+    build = (header.revision_major, header.revision_minor, header.build)
+    oldest = (*psp.committed.abi.revision, psp.committed.build)
+    require(build >= oldest, Status.INVALID_CONFIG, "version, against the committed one (inferred)", oldest, build)
     product = header.product.rstrip(b"\0").decode("ascii", "replace")
     name = psp.machine.product.name
     require(product == name, Status.INVALID_CONFIG, "the image's product", name, product)

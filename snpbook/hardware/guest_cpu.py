@@ -11,7 +11,7 @@ from typing import Any
 from snpbook.hardware import guest_instructions
 from snpbook.hardware.dram import flag, whole
 from snpbook.hardware.exits import GuestException
-from snpbook.hardware.operations import Execute, Load, Look, Operation, Read, Write
+from snpbook.hardware.operations import Execute, Invlpg, Load, Look, Operation, Read, Write
 from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
 from snpbook.spec.cpuid import Registers
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
@@ -104,6 +104,10 @@ class GuestCpu:
                 raise ValueError(f"{name}: not a register that software loads by its own instructions")
             _word(name, value)
         return Load(registers)
+
+    def invlpg(self, address: int) -> Operation:
+        """INVLPG: drop the translations of the page at a virtual address."""
+        return Invlpg(_range(address, 0)[0])
 
     def look(self, *names: str) -> Operation:
         """Registers by their VMSA names, as a tuple of values."""

@@ -143,6 +143,14 @@ def wbinvd(core: GuestCore) -> Stop | None:
     return stop
 
 
+def invlpg(core: GuestCore, address: int) -> Stop | None:
+    """INVLPG of a virtual address."""
+    stop = _privileged(core) or intercept(core, ExitCode.INVLPG)
+    if stop is None:
+        core.invlpg(address)
+    return stop
+
+
 def hlt(core: GuestCore) -> Stop | None:
     """HLT: where nobody intercepts it, an interrupt wakes the core at once (MODEL).
 

@@ -50,7 +50,8 @@ class Mailbox:
         self._processor = processor
 
     def read(self, register: MailboxRegister) -> int:
-        return self._registers[register]
+        """Read a register; `ValueError` for one that is not modelled, such as those of interrupts (LIMITATIONS)."""
+        return self._registers[_known(register)]
 
     def write(self, register: MailboxRegister, value: int) -> None:
         """Write a register; a write of COMMAND with the response bit clear starts the command.
@@ -60,7 +61,7 @@ class Mailbox:
         if not 0 <= whole("value", value) < 1 << 32:
             raise ValueError(f"value = {value:#x}: a mailbox register holds 32 bits")
         self._require_idle()
-        self._registers[register] = value
+        self._registers[_known(register)] = value
         if register is MailboxRegister.COMMAND and not value & RESPONSE_DONE and self._processor:
             command = MAILBOX_COMMAND.unpack(value.to_bytes(4, "little")).command
             with self._running() as address:
@@ -112,3 +113,9 @@ class Mailbox:
 
     def _answer(self, status: int) -> None:
         self._registers[MailboxRegister.COMMAND] = RESPONSE_DONE | status & STATUS_MASK
+
+
+def _known(register: MailboxRegister) -> MailboxRegister:
+    if not isinstance(register, MailboxRegister):
+        raise ValueError(f"register = {register!r}: one of {', '.join(known.name for known in MailboxRegister)}")
+    return register

@@ -75,6 +75,16 @@ class Execute(Operation):
 
 
 @dataclass(slots=True)
+class Invlpg(Operation):
+    """The translations of one page dropped."""
+
+    address: int
+
+    def step(self, core: GuestCore) -> Stop | None:
+        return guest_instructions.invlpg(core, self.address)
+
+
+@dataclass(slots=True)
 class Load(Operation):
     """Registers loaded one after the other, each by its own instruction."""
 

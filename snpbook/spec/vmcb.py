@@ -170,6 +170,7 @@ class ExitCode(IntEnum):
     INVD = 0x76
     PAUSE = 0x77
     HLT = 0x78
+    INVLPG = 0x79
     IOIO = 0x7B
     MSR = 0x7C
     SHUTDOWN = 0x7F

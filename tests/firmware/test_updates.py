@@ -54,6 +54,15 @@ def test_a_commit_closes_the_way_back(by: str) -> None:
     assert (board.psp.current_tcb, str(board.psp.release)) == (NEW, "1.55.65")
 
 
+@pytest.mark.parametrize(("revision", "build"), [("1.58", 64), ("1.55", 65), ("1.51", 99)])
+def test_a_committed_version_is_the_oldest_whatever_its_svn(revision: str, build: int) -> None:
+    board = Board()
+    assert download(board, image(), commit=1) is Status.SUCCESS
+    assert download(board, image(revision=revision, build=build)) is Status.INVALID_CONFIG
+    assert str(board.psp.release) == "1.55.65"
+    assert download(board, image(build=65)) is Status.SUCCESS
+
+
 def test_guests_survive() -> None:
     board = Board().initialise()
     board.start()

@@ -23,6 +23,7 @@ OPERATIONS: dict[str, tuple[int, Callable[[GuestCpu], Any]]] = {
     "OUT": (0x7B, lambda cpu: cpu.port_out(0x3F8, 0x41)),
     "RDTSC": (0x6E, lambda cpu: cpu.rdtsc()),
     "WBINVD": (0x89, lambda cpu: cpu.wbinvd()),
+    "INVLPG": (0x79, lambda cpu: cpu.invlpg(0x7000)),
     "MONITOR": (0x8A, lambda cpu: cpu.monitor(0x1000)),
     "MWAIT": (0x8B, lambda cpu: cpu.mwait()),
     "VMMCALL": (0x81, lambda cpu: cpu.vmmcall()),

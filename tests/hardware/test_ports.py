@@ -250,3 +250,11 @@ def test_what_cpuid_and_the_bios_tell() -> None:
     assert bench.cpu.product.name == "genoa"
     assert bench.cpu.memory_map is bench.machine.map
     assert bench.cpu.trace is bench.machine.trace
+
+
+@pytest.mark.parametrize("register", [0x10690, 5, "COMMAND"])
+def test_a_mailbox_register_that_is_not_modelled(register: Any) -> None:
+    cpu = Bench().cpu
+    for action in (lambda: cpu.mailbox_read(register), lambda: cpu.mailbox_write(register, 1)):
+        with pytest.raises(ValueError, match=r"register = .*: one of"):
+            action()

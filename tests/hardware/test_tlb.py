@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from snpbook.hardware.core import GuestCore
 from snpbook.hardware.exits import GuestException, Npf
+from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.hardware.host_instructions import NewState
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.hardware.tlb import ENTRIES, ENTRY, Tlb
@@ -338,3 +339,24 @@ def random_operations(rng: random.Random) -> None:
         for number, page, hit in zip(virtual.tolist(), found["page"].tolist(), hits.tolist(), strict=True):
             held = model.get((asid, tag, number))
             assert not hit or (held is not None and held[0] == page), (asid, tag, number)
+
+
+def test_a_program_drops_a_page_by_invlpg() -> None:
+    """The guest changes its own table: until INVLPG it goes on with what was."""
+    bench, _ = paged()
+    bench.give(102, 0xA09)
+    bench.machine.encryption.write(ASID, 0xA09 * PAGE, (0xA09).to_bytes(8, "little"))
+    found: list[int] = []
+
+    async def program(cpu: GuestCpu) -> None:
+        found.append(int.from_bytes(await cpu.read(0x7000, 8), "little"))
+        put(bench, 0x903, 7, 102 * PAGE | RIGHTS | C)
+        for drop in (None, 0x8000, 0x7FFF):
+            if drop is not None:
+                await cpu.invlpg(drop)
+            found.append(int.from_bytes(await cpu.read(0x7000, 8), "little"))
+
+    bench.set_vmsa(**{**LONG_MODE, "cr4": 0xA0, "cr3": 0})
+    bench.start(program)
+    bench.run()
+    assert found == [OLD, OLD, OLD, 0xA09]
