@@ -140,6 +140,8 @@ def test_an_address_outside_memory_is_told(notebook: LabPage) -> None:
     shown.get_by_text("let through, system page 0x3fff").wait_for()
     assert shown.get_by_role("alert").inner_text() == ""
     shown.get_by_role("combobox", name="Actor").select_option(label="SNP guest, ASID 1")
+    shown.get_by_text("a guest virtual address").wait_for()  # the choice of an actor sets the address, too
+    shown.get_by_role("table", name="Checks on the address").wait_for(state="detached")
     field.fill("0x8000000000000000")
     keyboard.press("Enter")
     shown.get_by_role("table", name="Checks on the address").get_by_text("Canonical address").wait_for()
