@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -28,20 +28,19 @@ from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.host.kernel import Kernel
-from snpbook.host.vmm import DirectBoot, Vmm
+from snpbook.host.vmm.configuration import DirectBoot
+from snpbook.host.vmm.guest import Vmm
 from snpbook.spec.image import Image
-from snpbook.spec.kvm import KvmExit
+from snpbook.spec.uapi_kvm import Exit
 from snpbook.spec.launch import kernel_hash_table
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.products import product as find_product
 from snpbook.spec.resources import resource
 from snpbook.spec.sizes import parse_size
 from snpbook.trace import Counts, Recorder, Trace
-from snpbook.vendor.ca import AmdCa
+from snpbook.vendor.ca import ISSUED, AmdCa
 
 GIB = 1 << 30
-ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
-"""When AMD issued this chip's certificate: fixed, so that certificates are the same each time."""
 NOW = ISSUED + timedelta(days=30)
 """The time of verification unless the caller gives one."""
 SAMPLE_IMAGE = ("data", "firmware", "sample.fd")
@@ -61,6 +60,7 @@ class _Rng:
 class System:
     """An EPYC server. `installed` is its memory in bytes, of which nothing is used until it is touched.
 
+    `release` chooses the document revision of its SNP firmware, such as "1.58"; without it the product's own runs.
     `board` are further options of `Machine`, such as `sockets`, `cache` or `tsme`.
     """
 
@@ -71,9 +71,12 @@ class System:
         *,
         installed: int = 4 * GIB,
         cores: int = 8,
+        release: str | None = None,
         **board: Any,
     ) -> None:
         self.product, self.seed = find_product(product), seed
+        if release is not None:
+            self.product = self.product.running(release)
         self.trace, self.counts = Trace(), Counts()
         self.trace.subscribe(self.counts)
         root = seed.encode()
@@ -140,7 +143,7 @@ class Guest:
         self.accepted = 0
 
     def __repr__(self) -> str:
-        state = "running" if self.booted else "launched" if self.vmm.vm.launched else "created"
+        state = "running" if self.booted else "launched" if self.vmm.launched else "created"
         return f"Guest({state}, {self.vmm!r})"
 
     def launch(self, policy: int = DEFAULT_POLICY, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -168,8 +171,8 @@ class Guest:
         """Run a guest program on vCPU 0 to its end: its return value. Raises the `ProgramFailure` it ended with."""
         vcpu = self.vmm.vcpus[0]
         vcpu.executor.start(program)
-        stopped = self.vmm.run(vcpu)
-        if stopped is not KvmExit.HLT or vcpu.executor.busy:
+        stopped = self.vmm.run(0)
+        if stopped is not Exit.HLT or vcpu.executor.busy:
             raise RuntimeError(f"the guest stopped: {stopped.name}")
         if isinstance(vcpu.executor.outcome, ProgramFailure):
             raise vcpu.executor.outcome

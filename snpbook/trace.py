@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from snpbook.spec.pages import PAGES_PER_LARGE
@@ -50,12 +51,34 @@ class Instruction(Event):
         return len(self.pages)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StateChange:
+    """A platform, guest or ASIDs that a firmware command moved from one state to another; None: there was, or is, none.
+
+    `what` is "SNP platform", "legacy platform", "guest" (`where` is its context's address), "legacy guest" (its handle)
+    or "ASIDs" (an array (n, 2) of core complex and ASID).
+    """
+
+    what: str
+    where: Any
+    before: IntEnum | None
+    after: IntEnum | None
+
+    def __str__(self) -> str:
+        where = {"guest": f" {self.where:#x}" if isinstance(self.where, int) else "", "legacy guest": f" {self.where}"}
+        count = f"{len(self.where)} " if self.what == "ASIDs" else ""
+        names = (state.name if state is not None else "none" for state in (self.before, self.after))
+        return f"{count}{self.what}{where.get(self.what, '')}: {' -> '.join(names)}"
+
+    __repr__ = __str__
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class FirmwareCommand(Event):
     """A mailbox command and its status, with the refusal behind it; a run of SNP_LAUNCH_UPDATE is one with `pages`.
 
     `changed` are the pages whose RMP entries the command wrote (n,), `before` and `after` their `PageState`s (n,). The
-    building of a whole table is not told page by page.
+    building of a whole table is not told page by page. `states` are its changes of other states.
     """
 
     name: str
@@ -66,6 +89,7 @@ class FirmwareCommand(Event):
     changed: NDArray[Any] | None = None
     before: NDArray[Any] | None = None
     after: NDArray[Any] | None = None
+    states: tuple[StateChange, ...] = ()
 
     @property
     def count(self) -> int:
@@ -82,6 +106,15 @@ class Ioctl(Event):
     """A system call of the VMM on a device file: `errno` 0 is success."""
 
     device: str
+    name: str
+    errno: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class SystemCall(Event):
+    """Any other system call of a process, such as mmap or fallocate: `errno` 0 is success."""
+
     name: str
     errno: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.table import power_on
+from snpbook.hardware.bios import SNP_READY, BiosSetup
 from snpbook.hardware.host_instructions import FIRMWARE, NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
@@ -26,6 +27,7 @@ from snpbook.spec.products import product
 from snpbook.spec.status import Status
 from snpbook.system import Guest, System
 from snpbook.trace import Recorder, Trace
+from tests.observers.page_moves import check_page_moves
 
 MIB = 1 << 20
 PAGE = 4096
@@ -64,10 +66,12 @@ class Board:
         installed: int = 64 * MIB,
         mapping: bool = False,
         release: str | None = None,
+        bios: BiosSetup = SNP_READY,
     ) -> None:
         self.log = Recorder()
         trace = Trace()
         trace.subscribe(self.log)
+        trace.subscribe(check_page_moves)
         self.machine = Machine(
             product(name).running(release) if release else product(name),
             installed,
@@ -76,6 +80,7 @@ class Board:
             cores=cores,
             sockets=sockets,
             mapping=mapping,
+            bios=bios,
         )
         self.psp = power_on(self.machine, Chip.from_seed("tests", name), counting_rng())
         self.cpu = HostCpu(self.machine)
@@ -178,7 +183,8 @@ class World:
         keys = [asid for asid in range(1024) if machine.encryption.has_key(asid)]
         rest = (
             psp.state, psp.rmp_built, psp.guest_count, psp.current_tcb, psp.committed_tcb, psp.asids.states.tobytes(),
-            sorted(machine.runnable), cores, keys, psp.rmp_tcb, psp.configured_tcb, psp.vcek_tcb, str(psp.release),
+            sorted(machine.runnable.items()), cores, keys,
+            psp.rmp_tcb, psp.configured_tcb, psp.vcek_tcb, str(psp.release),
             str(psp.committed), psp.mask_chip_id, psp.mask_chip_key, psp.vlek, psp.mitigations, psp.rapl_disabled,
             machine.hidden_asids, machine.iommu.snp_enabled, psp.legacy.state, psp.legacy.tmr,
         )  # fmt: skip

@@ -30,6 +30,19 @@ def walk(name: str = "milan", seed: str = "one", data: bytes = b"nonce", **optio
     return system, guest.request_report(data)
 
 
+@pytest.mark.parametrize(("release", "version"), [(None, 3), ("1.51", 2), ("1.55", 2), ("1.58", 5)])
+def test_a_release_of_the_firmware_is_chosen(release: str | None, version: int) -> None:
+    system = System("genoa", "one", installed=1 << 30, release=release)
+    system.host.boot()
+    assert str(system.processor.release.abi) == (release or "1.55")
+    report = launched(system, memory=SMALL).request_report(b"nonce")
+    assert report[0] == version
+    with pytest.raises(ValueError, match=r"1\.99"):
+        System("genoa", release="1.99")
+    with pytest.raises(ValueError, match="must have SNP commands"):
+        System("rome", release="1.55")
+
+
 # The same again.
 
 
@@ -132,11 +145,12 @@ def test_counts_by_hand() -> None:
     assert system.counts.pages_validated == accepted
     # The whole 2 MB pages between the ranges' ends are tried as such first: 1 to 3 and 5 (4 holds the sections).
     assert system.counts.pvalidates == accepted + 4
-    donated = 1 + 1 + 1  # status page at boot, context, response page: given and taken, the context only given
-    assert system.counts.rmpupdates == accepted + launch_pages + 2 * donated - 1
+    donated = 1 + 1  # context and response page: given and taken, the context only given
+    tmr = 512  # 2 MB for SEV-ES at boot
+    assert system.counts.rmpupdates == tmr + accepted + launch_pages + 2 * donated - 1
     commands = (
-        2 + 2 + 3 + launch_pages + 1 + 2
-    )  # init and flush, status, start, pages, finish, request; reclaims with them
+        1 + 2 + 2 + 3 + launch_pages + 1 + 2
+    )  # status, SNP and SEV with a flush each, start, pages, finish, request with its reclaim
     assert system.counts.firmware_commands == commands
 
 

@@ -1,41 +1,57 @@
-"""Certificates as evidence: reading DER and PEM, AMD's names, and the one signature scheme that AMD uses.
+"""Certificates as evidence: what AMD's X.509 profile needs of one, and the one signature scheme that AMD uses.
 
-This file alone talks to the X.509 parser: whatever that finds wrong inside a well-formed outer structure becomes
-`NotGenuine`. Sources: KDS (certificate formats), X509 (RFC 5280, RFC 4055).
+Keys are looked at as bytes first: only RSA-4096 with e = 65537 and P-384 are ever handed to arithmetic. The outermost
+form is judged with `MalformedEvidence`, whatever is wrong inside with `NotGenuine`. Sources: KDS (certificate formats),
+X509 (RFC 5280, RFC 4055).
 """
 
 from __future__ import annotations
 
-import re
-import warnings
-from base64 import b64decode
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
-from hashlib import sha256
+from functools import cache, lru_cache
+from hashlib import sha256, sha384
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import NameOID
 
+from snpbook.attest import der as asn1
 from snpbook.attest.checks import MalformedEvidence, NotGenuine
 from snpbook.spec.certificates import (
     DISTINGUISHED_NAME,
+    P384_KEY_ALGORITHM,
+    P384_POINT_SIZE,
     PSS_ALGORITHM,
     PSS_ALGORITHM_EXPLICIT,
     PSS_SALT_SIZE,
     RSA_BITS,
     RSA_EXPONENT,
+    RSA_KEY_ALGORITHM,
 )
 
 X509 = "X509 RFC 5280"
-_BEGIN = b"-----BEGIN CERTIFICATE-----"
-_SEQUENCE, _LONG_FORM = b"\x30", 0x80
-_PEM = re.compile(_BEGIN + rb"\s+([A-Za-z0-9+/=\s]*?)-----END CERTIFICATE-----")
+_SHORT = 8
+"""Bytes of an exponent that is looked at as a number."""
 _PSS = padding.PSS(padding.MGF1(SHA384()), PSS_SALT_SIZE)
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension)
+UNREADABLE = (
+    ValueError, TypeError, OverflowError, Warning, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What the X.509 parser raises over what it does not understand."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A subject's key: what kind it is, in words, its SubjectPublicKeyInfo, and the key where AMD would use it."""
+
+    kind: str
+    spki: bytes = field(repr=False)
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | None = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,42 +59,47 @@ class Certificate:
     """One certificate, with everything decoded that a chain of AMD's needs; names as RFC 4514 writes them."""
 
     der: bytes
-    common_name: str
-    subject: str
-    issuer: str
-    not_before: datetime
-    not_after: datetime
-    version: x509.Version
-    public_key: object
+    common_name: str = field(compare=False)
+    subject: str = field(compare=False)
+    issuer: str = field(compare=False)
+    serial: int = field(compare=False)
+    not_before: datetime = field(compare=False)
+    not_after: datetime = field(compare=False)
+    version: x509.Version = field(compare=False)
+    public_key: PublicKey = field(compare=False)
     extensions: x509.Extensions = field(compare=False)
-    tbs: bytes
-    signature: bytes
-    uses_pss: bool
+    tbs: bytes = field(compare=False)
+    signature: bytes = field(compare=False)
+    uses_pss: bool = field(compare=False)
 
     @classmethod
     def read(cls, der: bytes) -> Certificate:
         """Decode one certificate; `MalformedEvidence` where the DER ends elsewhere, `NotGenuine` for what is inside."""
-        header = _der_header(der)
+        outer = outermost(der)
         try:
-            with warnings.catch_warnings():  # AMD gives every VEK the serial number 0
-                warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
-                parsed = x509.load_der_x509_certificate(der)
-            tbs = parsed.tbs_certificate_bytes
+            tbs, algorithm, _ = asn1.children(der, outer)
+            fields = asn1.children(der, tbs)
+            number, inner, *_, spki = fields[1:7] if fields[0].tag == asn1.CONTEXT_0 else fields[0:6]
+            serial = asn1.integer(der, number)
+            if serial is None:
+                raise ValueError("the serial number is negative or not minimal")
+            parsed = x509.load_der_x509_certificate(_with_positive_serial(der, number))
             return cls(
                 der=der,
                 common_name=" ".join(str(e.value) for e in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)),
                 subject=parsed.subject.rfc4514_string(),
                 issuer=parsed.issuer.rfc4514_string(),
+                serial=serial,
                 not_before=parsed.not_valid_before_utc,
                 not_after=parsed.not_valid_after_utc,
                 version=parsed.version,
-                public_key=parsed.public_key(),
+                public_key=_public_key(der, spki),
                 extensions=parsed.extensions,
-                tbs=tbs,
+                tbs=der[tbs.start : tbs.end],
                 signature=parsed.signature,
-                uses_pss=der.startswith((PSS_ALGORITHM, PSS_ALGORITHM_EXPLICIT), header + len(tbs)),
+                uses_pss=is_pss(der, algorithm, inner),
             )
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             rule = f"a certificate cannot be decoded: {error}"
             raise NotGenuine("certificates.decode", rule, cite=X509) from error
 
@@ -93,46 +114,46 @@ class Certificate:
     @property
     def has_ca_key(self) -> bool:
         """RSA with 4096 bits and exponent 65537, as every CA of AMD: other keys are never computed with."""
-        key = self.public_key
-        if not isinstance(key, rsa.RSAPublicKey) or key.key_size != RSA_BITS:
-            return False
-        return key.public_numbers().e == RSA_EXPONENT
-
-    @property
-    def may_sign_certificates(self) -> bool:
-        """Basic constraints and key usage make it a certificate authority."""
-        try:
-            constraints = self.extensions.get_extension_for_class(x509.BasicConstraints).value
-            return constraints.ca and self.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-        except x509.ExtensionNotFound:
-            return False
+        return isinstance(self.public_key.key, rsa.RSAPublicKey)
 
     def signed_by(self, issuer: Certificate) -> bool:
         """The issuer's key made this certificate's signature, in AMD's scheme."""
-        if not (self.uses_pss and issuer.has_ca_key):
-            return False
-        assert isinstance(issuer.public_key, rsa.RSAPublicKey)
-        try:
-            issuer.public_key.verify(self.signature, self.tbs, _PSS, SHA384())
-        except InvalidSignature:
-            return False
-        return True
+        return self.uses_pss and made_by(issuer, self.signature, self.tbs)
 
 
-def load_certificates(data: bytes) -> list[Certificate]:
-    """The certificates of a file: one as DER, or any number as PEM; errors as of `Certificate.read`."""
-    if b"-----BEGIN" not in data:
-        return [Certificate.read(data)]
-    blocks = _PEM.findall(data)
-    if len(blocks) != data.count(_BEGIN):
-        raise MalformedEvidence("the armour of a PEM certificate is broken")
-    if not blocks:
-        raise MalformedEvidence("this PEM holds no certificate")
+def made_by(issuer: Certificate, signature: bytes, message: bytes) -> bool:
+    """The key of a CA made that PSS signature; False as well where AMD would use no such key."""
+    return issuer.has_ca_key and _pss_holds(issuer.public_key, signature, sha384(message).digest())
+
+
+@lru_cache(maxsize=4096)
+def _pss_holds(signer: PublicKey, signature: bytes, digest: bytes) -> bool:
+    """Remembered, because thousands of reports hang from the same few certificates."""
+    assert isinstance(signer.key, rsa.RSAPublicKey)
     try:
-        ders = [b64decode(block.translate(None, b" \t\r\n"), validate=True) for block in blocks]
-    except ValueError as error:
-        raise MalformedEvidence(f"the base64 text of a PEM certificate is broken: {error}") from error
-    return [Certificate.read(der) for der in ders]
+        signer.key.verify(signature, digest, _PSS, Prehashed(SHA384()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def outermost(der: bytes) -> asn1.Element:
+    """The outermost SEQUENCE; `MalformedEvidence` where it does not span exactly the bytes."""
+    if der[:1] != bytes([asn1.SEQUENCE]):
+        raise MalformedEvidence("neither PEM nor DER: certificates begin with a SEQUENCE or with BEGIN CERTIFICATE")
+    try:
+        outer = asn1.element(der)
+    except asn1.DerError as error:
+        raise MalformedEvidence(f"the DER is cut short or its outermost length is off: {error}") from error
+    if outer.end != len(der):
+        raise MalformedEvidence(f"the DER announces {outer.end} bytes, and there are {len(der)}")
+    return outer
+
+
+def is_pss(der: bytes, algorithm: asn1.Element, inner: asn1.Element) -> bool:
+    """The algorithm is AMD's PSS in one of its two encodings, inside the signed part as behind it."""
+    named = der[algorithm.start : algorithm.end]
+    return named in (PSS_ALGORITHM, PSS_ALGORITHM_EXPLICIT) and der[inner.start : inner.end] == named
 
 
 @cache
@@ -142,12 +163,30 @@ def amd_name(common_name: str) -> str:
     return x509.Name([*fields, x509.NameAttribute(NameOID.COMMON_NAME, common_name)]).rfc4514_string()
 
 
-def _der_header(der: bytes) -> int:
-    """The size of the outermost header; `MalformedEvidence` where the SEQUENCE does not span exactly the bytes."""
-    if der[:1] != _SEQUENCE or len(der) < 2:
-        raise MalformedEvidence("neither PEM nor DER: a certificate begins with a SEQUENCE or with BEGIN CERTIFICATE")
-    octets = der[1] - _LONG_FORM if der[1] > _LONG_FORM else 0
-    length = int.from_bytes(der[2 : 2 + octets], "big") if octets else der[1]
-    if 2 + octets + length != len(der):
-        raise MalformedEvidence(f"the DER announces {2 + octets + length} bytes, and there are {len(der)}")
-    return 2 + octets
+def _with_positive_serial(der: bytes, number: asn1.Element) -> bytes:
+    """The bytes that the parser reads: it warns of the serial number 0, which AMD gives to every VEK."""
+    return der if any(der[number.content : number.end]) else der[: number.end - 1] + b"\1" + der[number.end :]
+
+
+def _public_key(der: bytes, spki: asn1.Element) -> PublicKey:
+    algorithm, point = asn1.children(der, spki)
+    named, encoded = der[algorithm.start : algorithm.end], der[spki.start : spki.end]
+    kind, usable = "a key of another kind", False
+    if named == RSA_KEY_ALGORITHM:
+        kind, usable = _rsa_kind(der, point)
+    elif named == P384_KEY_ALGORITHM:
+        usable = point.end - point.content == 1 + P384_POINT_SIZE
+        kind = "EC secp384r1" if usable else "EC secp384r1, not as an uncompressed point"
+    key = load_der_public_key(encoded) if usable else None
+    assert key is None or isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)
+    return PublicKey(kind, encoded, key)
+
+
+def _rsa_kind(der: bytes, bit_string: asn1.Element) -> tuple[str, bool]:
+    """What an RSA key is, by the lengths of its two integers, and whether it is AMD's kind."""
+    modulus, exponent = asn1.children(der, asn1.element(der, bit_string.content + 1, bit_string.end))
+    body, size = der[modulus.content : modulus.content + 2], modulus.end - modulus.content
+    bits = 8 * (size - 1) + (body[0].bit_length() if body else 0)
+    e = asn1.integer(der, exponent) if exponent.end - exponent.content <= _SHORT else None
+    whole = size == RSA_BITS // 8 + 1 and body[0] == 0 and body[1].bit_length() == 8
+    return f"RSA-{bits}, e = {'no small number' if e is None else e}", whole and e == RSA_EXPONENT

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from cryptography import x509
 
 from snpbook.attest.certs import X509, Certificate, amd_name
 from snpbook.attest.checks import Check, Checklist, NotGenuine
+from snpbook.attest.crl import RevocationList, check_revocation
 from snpbook.attest.kds import chain_url, vcek_url
 from snpbook.attest.parse import SNP, Report
 from snpbook.attest.roots import Roots
@@ -20,8 +24,6 @@ from snpbook.spec.certificates import PRODUCT_LINES, VCEK, VLEK, CaFacts, Produc
 from snpbook.spec.report import SigningKey
 
 VEK_NAMES = {SigningKey.VCEK: VCEK.common_name, SigningKey.VLEK: VLEK.common_name}
-
-
 WITHOUT_CPUID = ("milan", "genoa")
 """The product lines whose reports of version 2 do not name them."""
 
@@ -83,18 +85,39 @@ def find_chain(
     return Chain(claims[0], vek, intermediate, root)
 
 
-def check_chain(chain: Chain, kind: SigningKey, roots: Roots, now: datetime, checks: Checklist) -> None:
+def check_chain(
+    chain: Chain,
+    kind: SigningKey,
+    roots: Roots,
+    now: datetime,
+    checks: Checklist,
+    crls: Sequence[RevocationList] = (),
+) -> None:
     """Judge a chain from the pinned root downwards, at the time `now` (with a time zone)."""
     vek, intermediate, root = chain.vek, chain.intermediate, chain.root
-    line = product_line(chain.product)
     pinned = root.fingerprint in roots.fingerprints
     rule = f"{root.common_name} is not one of the pinned roots of {roots.name}"
     checks.require("chain.root", pinned, rule, f"a root of {roots.name}", f"sha256 {root.fingerprint}", KDS)
 
-    for name, certificate in (("root", root), ("intermediate", intermediate)):
-        rule = f"{certificate.common_name} is no certificate authority with an RSA-4096 key"
-        met = certificate.has_ca_key and certificate.may_sign_certificates
-        checks.require(f"chain.{name}.authority", met, rule, "CA, RSA-4096, e = 65537", certificate.common_name, KDS)
+    checks.follow(lambda: (None, _check_links(chain, kind)))
+    for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
+        met = certificate.not_before <= now <= certificate.not_after
+        span = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
+        rule = f"{certificate.common_name} is not valid at this time"
+        checks.require(f"chain.{name}.dates", met, rule, span, f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", X509)
+    check_revocation(intermediate, root, crls, now, checks)
+
+
+@lru_cache(maxsize=4096)
+def _check_links(chain: Chain, kind: SigningKey) -> tuple[Check, ...]:
+    """Make the checks that depend on nothing but the chain: remembered, because many reports hang from it."""
+    checks, line = Checklist(), product_line(chain.product)
+    vek, intermediate, root = chain.vek, chain.intermediate, chain.root
+    for name, certificate, below in (("root", root, 1), ("intermediate", intermediate, 0)):
+        fault = authority_fault(certificate, below)
+        rule = f"{certificate.common_name} is no certificate authority of AMD's kind"
+        expected = "v3, RSA-4096, e = 65537, CA, keyCertSign"
+        checks.require(f"chain.{name}.authority", not fault, rule, expected, fault or expected, KDS)
     for name, certificate, issuer in (
         ("root", root, root),
         ("intermediate", intermediate, root),
@@ -113,13 +136,43 @@ def check_chain(chain: Chain, kind: SigningKey, roots: Roots, now: datetime, che
     ]
     rule, expected = "a name in the chain is not AMD's", f"AMD's for {line.name}"
     checks.require("chain.names", not odd, rule, expected, "; ".join(odd) or expected, KDS)
+    rule, expected = f"{intermediate.common_name} names another key of its issuer", "the root's key identifier"
+    met = _key_identifiers_agree(intermediate, root)
+    checks.require("chain.key_identifier", met, rule, expected, expected if met else "another", X509)
+    return tuple(checks.made)
 
-    for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
-        met = certificate.not_before <= now <= certificate.not_after
-        span = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
-        rule = f"{certificate.common_name} is not valid at this time"
-        checks.require(f"chain.{name}.dates", met, rule, span, f"{now:%Y-%m-%d %H:%M:%S} UTC", X509)
-    checks.skip("chain.revocation", "no revocation list was given", KDS)
+
+def authority_fault(certificate: Certificate, below: int) -> str:
+    """What keeps a certificate from being one of AMD's authorities with `below` more under it; else empty."""
+    if certificate.version is not x509.Version.v3:
+        return f"version {certificate.version.name}"
+    if not certificate.has_ca_key:
+        return certificate.public_key.kind
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
+    except x509.ExtensionNotFound as error:
+        return f"no extension {error.oid.dotted_string}"
+    path = constraints.value.path_length
+    faults = {
+        "no CA": not constraints.value.ca,
+        f"a path of at most {path}": path is not None and path < below,
+        "no keyCertSign": not usage.value.key_cert_sign,
+        "constraints or key usage that are not critical": not (constraints.critical and usage.critical),
+    }
+    known = (constraints.oid, usage.oid)
+    unknown = [e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in known]
+    return next((fault for fault, found in faults.items() if found), f"critical {unknown[0]}" if unknown else "")
+
+
+def _key_identifiers_agree(certificate: Certificate, issuer: Certificate) -> bool:
+    """Where both say which key it is, they say the same."""
+    try:
+        named = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return True
+    return named is None or named == own
 
 
 def _choose(
@@ -135,7 +188,7 @@ def _choose(
 def _names(report: Report, candidate: Certificate) -> bool:
     """A VEK names this report's TCB, and its chip where the report has one."""
     try:
-        content = read_vek(candidate, report.fields.signing_key, Checklist())
+        content, _ = read_vek(candidate, report.fields.signing_key)
     except NotGenuine:
         return False
     tcb, chip = report.fields.reported_tcb, report.fields.chip_id

@@ -6,10 +6,14 @@ that there is nothing to judge, because the outer form is broken.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from snpbook.spec.refusal import Refusal
+
+Found = TypeVar("Found")
 
 
 class MalformedEvidence(ValueError):
@@ -69,6 +73,16 @@ class Checklist:
         if not met:
             raise NotGenuine(name, rule, expected, found, cite, tuple(self.made))
         self.made.append(Check(name, Result.PASSED, expected, found, cite))
+
+    def follow(self, judge: Callable[[], tuple[Found, tuple[Check, ...]]]) -> Found:
+        """Go on with the checks that somebody else makes, or made before; a refusal then carries all."""
+        try:
+            found, made = judge()
+        except NotGenuine as refusal:
+            told = refusal.rule, refusal.expected, refusal.found, refusal.cite
+            raise NotGenuine(refusal.check, *told, (*self.made, *refusal.checks[:-1])) from refusal
+        self.made += made
+        return found
 
     def skip(self, name: str, reason: str, cite: str) -> None:
         """Note a check that could not be made, and why."""

@@ -1,18 +1,17 @@
 """The launch digest that a guest ought to have, from its firmware, kernel hashes and vCPUs alone.
 
 Computed from the documents with hashlib, and apart from the firmware model on purpose: each is the other's check.
-Sources: SNP ABI (PAGE_INFO, SNP_LAUNCH_UPDATE), QEMU, EC2 and GCE for the order of pages, SEV API for legacy guests.
+Sources: SNP ABI (SNP_LAUNCH_UPDATE), QEMU, EC2 and GCE for the order of pages, SEV API for legacy guests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from hashlib import sha256, sha384
-from struct import Struct
+from collections.abc import Iterable, Iterator
 
+from snpbook.attest.measure_chain import ZERO_DIGEST, Run, launch_digest
 from snpbook.spec import guid
-from snpbook.spec.image import Image, ImageError, Section, SectionType
-from snpbook.spec.launch import DIGEST_SIZE, PAGE_INFO, kernel_hash_page
+from snpbook.spec.image import FOUR_GIB, Image, ImageError, Section, SectionType
+from snpbook.spec.launch import kernel_hash_page
 from snpbook.spec.pages import PAGE_SIZE, LaunchPage
 from snpbook.spec.vmsa import (
     BSP_RESET_EIP,
@@ -25,21 +24,10 @@ from snpbook.spec.vmsa import (
     svsm_vmsa,
 )
 
-ZERO_DIGEST = bytes(DIGEST_SIZE)
-"""The launch digest before the first page, and the contents of pages whose bytes are not measured."""
-
-_pack_info = Struct(f"<{DIGEST_SIZE}s{DIGEST_SIZE}s8sQ").pack
-"""PAGE_INFO in the form that a loop over pages can afford: both digests, the words below, the gpa."""
-_WORDS = {
-    kind: PAGE_INFO.pack(length=PAGE_INFO.size, page_type=kind)[2 * DIGEST_SIZE : PAGE_INFO.offset("gpa")]
-    for kind in LaunchPage
-}
-"""Length, type and permissions of a page, which nothing but its type decides."""
-
 
 def firmware_digest(image: Image) -> bytes:
     """The launch digest after the firmware's own pages: the start value of a launch that leaves the file aside."""
-    return _add_file(ZERO_DIGEST, image.data, image.gpa)
+    return launch_digest([_firmware(image)])
 
 
 def snp_digest(
@@ -55,24 +43,43 @@ def snp_digest(
     `vmsas` are pages as of `vmsa_pages`, `kernel_hashes` the table of `spec.launch.kernel_hash_table`, `firmware` a
     `firmware_digest` to start from. `ImageError` where the image cannot be launched so.
     """
-    digest = firmware_digest(image) if firmware is None else firmware
-    return _add_vmsas(_add_sections(digest, image, vmm, kernel_hashes), vmsas)
+    runs = snp_runs(image, vmsas, vmm=vmm, kernel_hashes=kernel_hashes, firmware=firmware)
+    return launch_digest(runs, firmware or ZERO_DIGEST)
 
 
-def svsm_digest(image: Image, svsm: Image, vars_size: int, vmsas: Iterable[bytes]) -> bytes:
-    """The measurement of a guest under QEMU with an SVSM, whose image carries the sections.
+def snp_runs(
+    image: Image,
+    vmsas: Iterable[bytes],
+    *,
+    vmm: Vmm = Vmm.QEMU,
+    kernel_hashes: bytes | None = None,
+    firmware: bytes | None = None,
+) -> list[Run]:
+    """What the launch of `snp_digest` adds, without the firmware's own pages where `firmware` stands for them."""
+    pages = [] if firmware else [_firmware(image)]
+    return [*pages, *_sections(image, vmm, kernel_hashes), *_vmsas(vmsas)]
+
+
+def svsm_runs(image: Image, svsm: Image, vars_size: int, vmsas: Iterable[bytes]) -> list[Run]:
+    """What the launch of a guest with an SVSM adds under QEMU: the SVSM's image carries the sections.
 
     `vars_size` is the size in bytes of the variable store between the two images.
     """
-    digest = _add_file(firmware_digest(image), svsm.data, svsm_gpa(image, svsm, vars_size))
-    return _add_vmsas(_add_sections(digest, svsm, Vmm.QEMU, None), vmsas)
+    module = Run("SVSM", LaunchPage.NORMAL, svsm_gpa(image, svsm, vars_size), svsm.data)
+    return [_firmware(image), module, *_sections(svsm, Vmm.QEMU, None), *_vmsas(vmsas)]
 
 
-def legacy_digest(image: Image, *, vmsas: Sequence[bytes] = (), kernel_hashes: bytes | None = None) -> bytes:
-    """The digest in the LAUNCH_MEASURE of an SEV guest, or with `vmsas` of an SEV-ES guest: SHA-256 of all bytes."""
-    if kernel_hashes and not image.hash_table_base:
-        raise ImageError("a kernel is given, but the image has no area for kernel hashes in its GUID table")
-    return sha256(b"".join([image.data, kernel_hashes or b"", *vmsas])).digest()
+def legacy_runs(image: Image, *, vmsas: Iterable[bytes] = (), kernel_hashes: bytes | None = None) -> list[Run]:
+    """What the launch of an SEV guest adds, or with `vmsas` of an SEV-ES guest: plain bytes in any number.
+
+    `ImageError` where a kernel is given and the image has no place for its hashes.
+    """
+    runs = [Run("firmware", LaunchPage.NORMAL, FOUR_GIB - len(image.data), image.data)]
+    if kernel_hashes:
+        if not image.hash_table_base:
+            raise ImageError("a kernel is given, but the image has no area for kernel hashes in its GUID table")
+        runs.append(Run("kernel hashes", LaunchPage.NORMAL, image.hash_table_base, kernel_hashes))
+    return runs + [Run(_vmsa_name(vcpu), LaunchPage.VMSA, INITIAL_VMSA_GPA, page) for vcpu, page in enumerate(vmsas)]
 
 
 def vmsa_pages(
@@ -107,25 +114,45 @@ def svsm_gpa(image: Image, svsm: Image, vars_size: int) -> int:
     return gpa
 
 
-def _add_sections(digest: bytes, image: Image, vmm: Vmm, kernel_hashes: bytes | None) -> bytes:
+def vmsa_run(vcpu: int, page: bytes, gpa: int = INITIAL_VMSA_GPA) -> Run:
+    """The VMSA of one vCPU as SNP measures it: the fields for its TSC count as zero."""
+    measured = page[:UNMEASURED_FROM] + bytes(UNMEASURED_TO - UNMEASURED_FROM) + page[UNMEASURED_TO:]
+    return Run(_vmsa_name(vcpu), LaunchPage.VMSA, gpa, measured)
+
+
+def _vmsa_name(vcpu: int) -> str:
+    return f"VMSA of vCPU {vcpu}"
+
+
+def _vmsas(pages: Iterable[bytes]) -> list[Run]:
+    return [vmsa_run(vcpu, page) for vcpu, page in enumerate(pages)]
+
+
+def _firmware(image: Image) -> Run:
+    return Run("firmware", LaunchPage.NORMAL, image.gpa, image.data)
+
+
+def _sections(image: Image, vmm: Vmm, kernel_hashes: bytes | None) -> Iterator[Run]:
     sections = image.sections
     if kernel_hashes and not image.sections_of(SectionType.KERNEL_HASHES):
         raise ImageError("a kernel is given, but the image's SEV metadata has no section for kernel hashes")
     if vmm is Vmm.EC2:  # adds the CPUID page last
         sections = tuple(sorted(sections, key=lambda section: section.type is SectionType.CPUID))
     for section in sections:
+        name = f"section {section.type.name}"
         match section.type:
             case SectionType.SECRETS:
-                digest = _add(digest, LaunchPage.SECRETS, section.gpa)
+                yield Run(name, LaunchPage.SECRETS, section.gpa, blank=PAGE_SIZE)
             case SectionType.CPUID:
-                digest = _add(digest, LaunchPage.CPUID, section.gpa)
+                yield Run(name, LaunchPage.CPUID, section.gpa, blank=PAGE_SIZE)
             case SectionType.KERNEL_HASHES if kernel_hashes:
-                digest = _add_file(digest, _kernel_page(image, section, kernel_hashes), section.gpa)
+                yield Run(name, LaunchPage.NORMAL, section.gpa, _kernel_page(image, section, kernel_hashes))
+            case _ if section.size % PAGE_SIZE:
+                raise ImageError(f"{section} is not whole pages")
             case SectionType.SEC_MEM if vmm is Vmm.GCE:
-                digest = _add_blank(digest, LaunchPage.UNMEASURED, section)
+                yield Run(name, LaunchPage.UNMEASURED, section.gpa, blank=section.size)
             case SectionType.SEC_MEM | SectionType.SVSM_CAA | SectionType.KERNEL_HASHES:
-                digest = _add_blank(digest, LaunchPage.ZERO, section)
-    return digest
+                yield Run(name, LaunchPage.ZERO, section.gpa, blank=section.size)
 
 
 def _kernel_page(image: Image, section: Section, kernel_hashes: bytes) -> bytes:
@@ -137,34 +164,3 @@ def _kernel_page(image: Image, section: Section, kernel_hashes: bytes) -> bytes:
         return kernel_hash_page(kernel_hashes, image.hash_table_base)
     except ValueError as error:
         raise ImageError(str(error)) from error
-
-
-def _add_vmsas(digest: bytes, vmsas: Iterable[bytes]) -> bytes:
-    for page in vmsas:
-        measured = page[:UNMEASURED_FROM] + bytes(UNMEASURED_TO - UNMEASURED_FROM) + page[UNMEASURED_TO:]
-        digest = _add(digest, LaunchPage.VMSA, INITIAL_VMSA_GPA, sha384(measured).digest())
-    return digest
-
-
-def _add_blank(digest: bytes, kind: LaunchPage, section: Section) -> bytes:
-    if section.size % PAGE_SIZE:
-        raise ImageError(f"{section} is not whole pages")
-    for gpa in range(section.gpa, section.gpa + section.size, PAGE_SIZE):
-        digest = _add(digest, kind, gpa)
-    return digest
-
-
-def _add_file(digest: bytes, data: bytes, gpa: int) -> bytes:
-    """Add NORMAL pages. A page equal to the one before it, as in the padding of images, is hashed once."""
-    words, view = _WORDS[LaunchPage.NORMAL], memoryview(data)
-    before: memoryview | None = None
-    for offset in range(0, len(data), PAGE_SIZE):
-        if before is None or not data.startswith(before, offset):
-            before = view[offset : offset + PAGE_SIZE]
-            contents = sha384(before).digest()
-        digest = sha384(_pack_info(digest, contents, words, gpa + offset)).digest()
-    return digest
-
-
-def _add(digest: bytes, kind: LaunchPage, gpa: int, contents: bytes = ZERO_DIGEST) -> bytes:
-    return sha384(_pack_info(digest, contents, _WORDS[kind], gpa)).digest()

@@ -1,23 +1,24 @@
-"""Reports as they come: bytes or hexadecimal text, alone or with the certificate table of an extended request.
+"""Reports, decoded and not believed: fields by version, and every check that needs no key.
 
-A `Report` is decoded and not believed: `check_format` makes every check that needs no key. The raw bytes are kept,
-because they are what is signed. Sources: SNP ABI (ATTESTATION_REPORT), GHCB (extended guest request).
+The raw bytes are kept, because they are what is signed. How reports come (text, tables, headers) is
+`snpbook.attest.evidence`. Source: SNP ABI (ATTESTATION_REPORT).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from uuid import UUID
+from functools import cache
+from typing import Any
 
 from snpbook.attest.checks import Checklist, MalformedEvidence
-from snpbook.spec import guid
-from snpbook.spec.layout import Record
-from snpbook.spec.policy import POLICY, Tcb
+from snpbook.attest.evidence import Evidence as Evidence
+from snpbook.spec.layout import Layout, Record
+from snpbook.spec.policy import PLATFORM_INFO, POLICY, Tcb
 from snpbook.spec.report import (
     ATTESTATION_REPORT,
-    CERT_TABLE_ENTRY,
     ECDSA_P384_SHA384,
+    FIELDS_SINCE,
     REPORT_SIZE,
     SIGNED_SIZE,
     VERSIONS,
@@ -27,9 +28,7 @@ from snpbook.spec.report import (
 )
 
 SNP = "SNP ATTESTATION_REPORT"
-HEX_TEXT = b"0123456789abcdefABCDEF \t\r\n"
-CERTIFICATES = (guid.CERT_VCEK, guid.CERT_VLEK, guid.CERT_ASK, guid.CERT_ARK)
-"""The entries of a certificate table that are certificates."""
+KNOWN_KEYS = " ".join(f"{key.value} ({key.name})" for key in SigningKey)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -41,7 +40,7 @@ class Report:
 
     @classmethod
     def parse(cls, raw: bytes) -> Report:
-        """Decode a report; `MalformedEvidence` where it is not 1184 bytes."""
+        """Decode a report, of a version beyond 5 like version 5; `MalformedEvidence` where it is not 1184 bytes."""
         if len(raw) != REPORT_SIZE:
             raise MalformedEvidence(f"{len(raw)} bytes are no attestation report: it has {REPORT_SIZE}")
         return cls(raw, ATTESTATION_REPORT.unpack(raw))
@@ -60,9 +59,24 @@ class Report:
         return POLICY.unpack(self.raw, ATTESTATION_REPORT.offset("policy"))
 
     @property
+    def platform_info(self) -> Record:
+        """What the platform says of itself, decoded."""
+        return PLATFORM_INFO.unpack(self.raw, ATTESTATION_REPORT.offset("platform_info"))
+
+    @property
+    def is_newer(self) -> bool:
+        """Of a version that nobody here knows, and hence with fields that nobody here knows."""
+        return bool(self.fields.version > VERSIONS[-1])
+
+    @property
     def has_cpuid(self) -> bool:
         """From version 3 on a report carries family, model and stepping of its processor."""
         return bool(self.fields.version >= 3)
+
+    @property
+    def has_mitigation_vectors(self) -> bool:
+        """From version 5 on a report tells which vulnerabilities were mitigated, at launch and now."""
+        return bool(self.fields.version >= VERSIONS[-1])
 
     @property
     def product(self) -> str | None:
@@ -71,69 +85,71 @@ class Report:
             return None
         return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """The fields that a report of its version has."""
+        version = self.fields.version
+        return {name: value for name, value in self.fields if version >= FIELDS_SINCE.get(name, 0)}
+
     def tcb(self, field: str, product: str | None) -> Tcb:
         """One of `current_tcb`, `committed_tcb`, `reported_tcb`, `launch_tcb`, in the byte order of the product."""
         return Tcb.from_int(getattr(self.fields, field), turin=product == "turin")
 
+    @property
+    def stray_bytes(self) -> list[int]:
+        """The offsets of bytes with bits that the report's version reserves, and that are not zero."""
+        stray = int.from_bytes(self.raw, "little") & _reserved_mask(min(self.fields.version, VERSIONS[-1]))
+        return [at for at, byte in enumerate(stray.to_bytes(REPORT_SIZE, "little")) if byte] if stray else []
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a file of evidence holds: the report's bytes and the certificates (DER) of its own table."""
-
-    report: bytes
-    certificates: tuple[bytes, ...] = ()
-
-    @classmethod
-    def read(cls, data: bytes) -> Evidence:
-        """Take a file apart: a report, or one followed by its certificate table, in bytes or in hexadecimal digits."""
-        if len(data) != REPORT_SIZE and not data.strip(HEX_TEXT):
-            try:
-                data = bytes.fromhex(data.decode("ascii"))
-            except ValueError as error:
-                raise MalformedEvidence(f"the hexadecimal text is broken: {error}") from error
-        if len(data) < REPORT_SIZE:
-            raise MalformedEvidence(f"{len(data)} bytes are no attestation report: it has {REPORT_SIZE}")
-        table = data[REPORT_SIZE:]
-        return cls(data[:REPORT_SIZE], tuple(_table_certificates(table)) if table else ())
+    def unknown_bits(self) -> Iterator[tuple[str, int]]:
+        """Bits without a name that are set: the field's name and the bit, of the guest policy and PLATFORM_INFO."""
+        for field, layout in (("policy", POLICY), ("platform_info", PLATFORM_INFO)):
+            yield from ((field, bit) for bit in _unnamed(layout, getattr(self.fields, field)))
 
 
-def _table_certificates(table: bytes) -> Iterator[bytes]:
-    """The certificates of a table: entries up to one of zeros, then what they point to."""
-    entries: dict[UUID, tuple[int, int]] = {}
-    for at in range(0, len(table) - CERT_TABLE_ENTRY.size + 1, CERT_TABLE_ENTRY.size):
-        entry = CERT_TABLE_ENTRY.unpack(table, at)
-        identifier = UUID(bytes=entry.guid)
-        if not (identifier.int or entry.offset or entry.length):
-            break
-        if identifier in entries:
-            raise MalformedEvidence(f"the certificate table has two entries {identifier}")
-        entries[identifier] = entry.offset, entry.offset + entry.length
-    else:
-        raise MalformedEvidence(f"{len(table)} bytes follow the report's {REPORT_SIZE}, and are no certificate table")
-    for identifier, (start, end) in entries.items():
-        if start < at + CERT_TABLE_ENTRY.size or end > len(table):
-            raise MalformedEvidence(f"entry {identifier} points out of the certificate table")
-        if identifier in CERTIFICATES:
-            yield table[start:end]
+@cache
+def _reserved_mask(version: int) -> int:
+    """The bits of a report that its version reserves, as of one number."""
+    mask = ATTESTATION_REPORT.reserved_mask
+    for first, end in reserved_ranges(version):
+        mask |= (1 << 8 * end) - (1 << 8 * first)
+    return mask
 
 
-def check_format(report: Report, checks: Checklist) -> None:
-    """Make the checks that need nothing but the report: version, policy, algorithm, reserved bits, signing key."""
-    fields, policy = report.fields, report.policy
-    version = fields.version
-    checks.require("report.version", version in VERSIONS, "the report's version is unknown", "2 to 5", version, SNP)
+def _unnamed(layout: Layout, value: int) -> Iterator[int]:
+    stray = value & layout.reserved_mask
+    return (bit for bit in range(layout.size * 8) if stray >> bit & 1)
+
+
+def check_format(report: Report, checks: Checklist, allow_newer: bool = False) -> None:
+    """Make the checks that need nothing but the report: version, policy, algorithm, reserved bits, signing key.
+
+    With `allow_newer`, a version beyond 5 passes, and what versions up to 5 reserve in its signed part is noted and
+    not judged: nobody here knows what it means.
+    """
+    fields, policy, version = report.fields, report.policy, report.fields.version
+    rule = "the report's version is unknown"
+    met = version in VERSIONS or (allow_newer and report.is_newer)
+    checks.require("report.version", met, rule, "2 or later" if allow_newer else "2 to 5", version, SNP)
     checks.require("report.policy.one", policy.one == 1, "bit 17 of the policy is not set", 1, policy.one, SNP)
-    stray = POLICY.reserved_set(fields.policy.to_bytes(POLICY.size, "little"))
-    rule = "the policy has reserved bits"
-    checks.require("report.policy.reserved", not stray, rule, "bits 63:26 zero", f"{fields.policy:#x}", SNP)
+
+    unnamed = " ".join(f"bit {bit}" for bit in _unnamed(POLICY, fields.policy))
+    if report.is_newer and unnamed:
+        checks.skip("report.policy.reserved", f"version {version} may have named {unnamed}", SNP)
+    else:
+        rule = "the policy has reserved bits"
+        checks.require("report.policy.reserved", not unnamed, rule, "bits 63:26 zero", unnamed or "zero", SNP)
+
     rule, expected, found = "the signature's algorithm is unknown", ECDSA_P384_SHA384, fields.signature_algo
     checks.require("report.signature_algo", found == expected, rule, expected, found, SNP)
-    stray = ATTESTATION_REPORT.reserved_set(report.raw)
-    for first, end in reserved_ranges(version):
-        if any(report.raw[first:end]):
-            stray += [i for i in range(first, end) if report.raw[i]]
-    found = f"byte {min(stray):#05x} is {report.raw[min(stray)]:#04x}" if stray else "zero"
-    checks.require("report.reserved", not stray, f"version {version} reserves these bits", "zero", found, SNP)
-    known, key = " ".join(f"{key.value} ({key.name})" for key in SigningKey), fields.signing_key
-    rule = "SIGNING_KEY has an unknown value"
-    checks.require("report.signing_key", isinstance(key, SigningKey), rule, known, int(key), SNP)
+
+    stray = report.stray_bytes
+    judged = [at for at in stray if at >= SIGNED_SIZE] if report.is_newer else stray
+    found = f"byte {judged[0]:#05x} is {report.raw[judged[0]]:#04x}" if judged else "zero"
+    checks.require("report.reserved", not judged, f"version {version} reserves these bits", "zero", found, SNP)
+    if len(stray) > len(judged):
+        told = " ".join(f"{at:#05x}" for at in stray)
+        checks.skip("report.unknown", f"version {version} may have given a meaning to {told}", SNP)
+
+    rule, key = "SIGNING_KEY has an unknown value", fields.signing_key
+    checks.require("report.signing_key", isinstance(key, SigningKey), rule, KNOWN_KEYS, int(key), SNP)

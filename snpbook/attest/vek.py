@@ -6,18 +6,21 @@ extensions).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from snpbook.attest import der as asn1
 from snpbook.attest.certs import Certificate
-from snpbook.attest.checks import Checklist
-from snpbook.spec.certificates import SPL_MAX, SPL_ORDER, UCODE_SPL_MAX, VekExtension
+from snpbook.attest.checks import Check, Checklist
+from snpbook.spec.certificates import HWID_SIZES, SPL_MAX, SPL_ORDER, UCODE_SPL_MAX, VekExtension
 from snpbook.spec.report import SigningKey
 
 KDS = "KDS VCEK extensions"
-_INTEGER, _IA5_STRING = 0x02, 0x16
+_STEPPING = re.compile(r"(?P<line>[A-Z][a-z]+)(-[A-Z][0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,23 @@ class VekContent:
     hwid: bytes | None
     csp_id: str | None
 
+    @property
+    def line(self) -> str | None:
+        """The product line that the product's name begins with, before a stepping such as -B0; else None."""
+        match = _STEPPING.fullmatch(self.product_name)
+        return match["line"] if match else None
 
-def read_vek(certificate: Certificate, kind: SigningKey, checks: Checklist) -> VekContent:
-    """Hold a certificate against the profile of a VEK and decode it."""
+
+@lru_cache(maxsize=4096)
+def read_vek(certificate: Certificate, kind: SigningKey) -> tuple[VekContent, tuple[Check, ...]]:
+    """Hold a certificate against the profile of a VEK and decode it; `NotGenuine` where it does not fit.
+
+    Remembered, because a VEK signs many reports.
+    """
+    checks = Checklist()
     key = certificate.public_key
-    curve = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
-    checks.require("vek.key", curve == ec.SECP384R1.name, "a VEK is an EC key on P-384", ec.SECP384R1.name, curve, KDS)
+    usable = isinstance(key.key, ec.EllipticCurvePublicKey)
+    checks.require("vek.key", usable, "a VEK is an EC key on P-384", "EC secp384r1", key.kind, KDS)
     version = certificate.version
     checks.require("vek.version", version is x509.Version.v3, "a VEK is X.509 version 3", "v3", version.name, KDS)
 
@@ -68,9 +82,12 @@ def read_vek(certificate: Certificate, kind: SigningKey, checks: Checklist) -> V
     texts = product_name is not None and (csp_id is not None or owner is VekExtension.HWID)
     found = " ".join(filter(None, (product_name, csp_id)))
     checks.require("vek.text", texts, "a name in the VEK is no IA5String", "IA5String", found, KDS)
+    hwid, size = values.get(VekExtension.HWID), HWID_SIZES[struct_version]
+    met, found = hwid is None or len(hwid) == size, f"{len(hwid)} bytes" if hwid is not None else "none"
+    checks.require("vek.hwid", met, "the chip's id has another length", f"{size} bytes", found, KDS)
 
     tcb = int.from_bytes(bytes(level or 0 for level in patch_levels), "little")
-    return VekContent(struct_version, product_name or "", tcb, values.get(VekExtension.HWID), csp_id)
+    return VekContent(struct_version, product_name or "", tcb, hwid, csp_id), tuple(checks.made)
 
 
 def _value(extension: x509.Extension[x509.ExtensionType]) -> bytes:
@@ -78,18 +95,21 @@ def _value(extension: x509.Extension[x509.ExtensionType]) -> bytes:
     return extension.value.value if isinstance(extension.value, x509.UnrecognizedExtension) else b""
 
 
-def _integer(der: bytes) -> int | None:
-    """The value of a short, non-negative, minimal DER INTEGER, else None."""
-    body = _body(der, _INTEGER)
-    if not body or body[0] > 0x7F or (len(body) > 1 and body[0] == 0 and body[1] <= 0x7F):
-        return None
-    return int.from_bytes(body, "big")
+def _integer(value: bytes) -> int | None:
+    whole = _whole(value)
+    return asn1.integer(value, whole) if whole else None
 
 
-def _text(der: bytes) -> str | None:
-    body = _body(der, _IA5_STRING)
+def _text(value: bytes) -> str | None:
+    whole = _whole(value)
+    body = value[whole.content :] if whole and whole.tag == asn1.IA5_STRING else None
     return body.decode("ascii") if body is not None and body.isascii() else None
 
 
-def _body(der: bytes, tag: int) -> bytes | None:
-    return der[2:] if len(der) >= 2 and der[0] == tag and der[1] == len(der) - 2 else None
+def _whole(value: bytes) -> asn1.Element | None:
+    """The one element that a value is, None where it is none or has a tail."""
+    try:
+        whole = asn1.element(value)
+    except asn1.DerError:
+        return None
+    return whole if whole.end == len(value) else None

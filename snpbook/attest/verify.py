@@ -1,7 +1,7 @@
 """Is it genuine? From bytes to a `VerifiedReport`, or to the first check that fails.
 
-The order of the checks: format, chain, profile of the VEK, signature over the raw bytes, binding of the VEK to the
-report. Whether the report is wanted is another question, see `attest.appraise`. Sources: SNP ABI, KDS, X509.
+The order of the checks: format, chain and revocation, profile of the VEK, signature over the raw bytes, binding of the
+VEK to the report. Whether the report is wanted is another question, see `attest.appraise`. Sources: SNP ABI, KDS, X509.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from snpbook.attest.certs import Certificate
 from snpbook.attest.chain import Chain, check_chain, find_chain
 from snpbook.attest.checks import Check, Checklist
+from snpbook.attest.crl import RevocationList
+from snpbook.attest.ec_keys import signature_size, signed_by
 from snpbook.attest.parse import SNP, Report, check_format
 from snpbook.attest.roots import Roots
 from snpbook.attest.vek import KDS, VekContent, read_vek
@@ -30,11 +30,13 @@ from snpbook.spec.report import SigningKey
 class VerifiedReport:
     """A genuine report: signed by a chip, or for a provider, that a pinned root vouches for.
 
-    Only `verify` makes one; `roots` is the name of the root set that it was verified under.
+    Only `verify` makes one; `roots` is the name of the root set that it was verified under, `vek` what the signing
+    key's certificate says.
     """
 
     report: Report
     chain: Chain
+    vek: VekContent
     roots: str
     checks: tuple[Check, ...]
 
@@ -46,53 +48,68 @@ class VerifiedReport:
         """The product line of the machine, as in `data/roots`."""
         return self.chain.product
 
+    @property
+    def chip_id(self) -> bytes | None:
+        """The 64 bytes of the chip's id, of a masked one as its VCEK tells; None where nothing does."""
+        chip: bytes = self.report.fields.chip_id
+        if any(chip):
+            return chip
+        return self.vek.hwid.ljust(HWID_SIZE, b"\0") if self.vek.hwid is not None else None
+
+    def tcb(self, field: str) -> Tcb:
+        """One of `current_tcb`, `committed_tcb`, `reported_tcb`, `launch_tcb`."""
+        return self.report.tcb(field, self.product)
+
 
 def verify(
-    report: bytes, certificates: Sequence[Certificate], roots: Roots, now: datetime, product: str | None = None
+    report: bytes,
+    certificates: Sequence[Certificate],
+    roots: Roots,
+    now: datetime,
+    product: str | None = None,
+    *,
+    crls: Sequence[RevocationList] = (),
+    allow_newer: bool = False,
 ) -> VerifiedReport:
     """Make every check of a report's origin, in order.
 
-    `certificates` are of any origin and order; `now` has a time zone; `product` need be named only to insist on it.
-    Raises `NotGenuine` at the first failed check, `MalformedEvidence` for a report that is not 1184 bytes.
+    `certificates` and `crls` are of any origin and order; `now` has a time zone; `product` need be named only to
+    insist on it; `allow_newer` takes versions beyond 5, decoded like version 5. Raises `NotGenuine` at the first failed
+    check, `MalformedEvidence` for a report that is not 1184 bytes.
     """
     parsed, checks = Report.parse(report), Checklist()
-    check_format(parsed, checks)
+    check_format(parsed, checks, allow_newer)
     kind = parsed.fields.signing_key
     checks.require(
         "report.signed", kind is not SigningKey.NONE, "the report is unsigned", "VCEK or VLEK", kind.name, SNP
     )
 
     chain = find_chain(parsed, certificates, roots, product, checks)
-    check_chain(chain, kind, roots, now, checks)
-    content = read_vek(chain.vek, kind, checks)
-    check_signature(parsed, chain.vek.public_key, checks)
+    check_chain(chain, kind, roots, now, checks, crls)
+    content = checks.follow(lambda: read_vek(chain.vek, kind))
+    check_signature(parsed, chain.vek, checks)
     check_binding(parsed, content, product_line(chain.product), checks)
-    return VerifiedReport(parsed, chain, roots.name, tuple(checks.made))
+    return VerifiedReport(parsed, chain, content, roots.name, tuple(checks.made))
 
 
-def check_signature(report: Report, key: object, checks: Checklist) -> None:
-    """Check the ECDSA signature over the raw first 672 bytes."""
+def check_signature(report: Report, vek: Certificate, checks: Checklist) -> None:
+    """Check the ECDSA signature over the raw first 672 bytes; the VEK was held against its profile."""
+    key = vek.public_key.key
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    r, s = (int.from_bytes(part, "little") for part in (report.fields.signature_r, report.fields.signature_s))
-    size = max(r, s).bit_length()
+    r, s = report.fields.signature_r, report.fields.signature_s
+    size = signature_size(r, s)
     rule = "a component of the signature is longer than the curve's order"
     checks.require("report.signature.form", size <= key.key_size, rule, f"{key.key_size} bits", f"{size} bits", SNP)
-    try:
-        key.verify(encode_dss_signature(r, s), report.signed, ec.ECDSA(SHA384()))
-        valid = True
-    except InvalidSignature:
-        valid = False
+    valid = signed_by(key, r, s, report.signed, SHA384())
     rule = "the report's signature is not by the VEK"
     checks.require("report.signature", valid, rule, "ECDSA P-384, SHA-384", "valid" if valid else "invalid", SNP)
 
 
 def check_binding(report: Report, content: VekContent, line: ProductLine, checks: Checklist) -> None:
     """Check that the VEK is for this product, this TCB and this chip."""
-    shape = (content.product_name.split("-")[0], content.struct_version)
+    met = (content.line, content.struct_version) == (line.name, line.struct_version)
     rule = "the VEK is for another product line"
-    checks.require(
-        "binding.product", shape == (line.name, line.struct_version), rule, line.name, content.product_name, KDS
-    )
+    checks.require("binding.product", met, rule, line.name, content.product_name, KDS)
 
     reported, turin = report.fields.reported_tcb, line.struct_version == 1
     rule = "the VEK is for another TCB than the report's"
@@ -105,5 +122,5 @@ def check_binding(report: Report, content: VekContent, line: ProductLine, checks
     elif not any(chip):
         checks.skip("binding.chip_id", "the host masks CHIP_ID", SNP)
     else:
-        met = len(content.hwid) == line.hwid_size and content.hwid.ljust(HWID_SIZE, b"\0") == chip
+        met = content.hwid.ljust(HWID_SIZE, b"\0") == chip
         checks.require("binding.chip_id", met, "the VEK is for another chip", chip, content.hwid, KDS)

@@ -1,7 +1,8 @@
 """The `snpbook` command: finds the subcommand, runs it, and keeps the contract of exit codes and messages.
 
-Each subcommand is one module of this package with a click command of the same name, imported only when it is asked
-for, so that `snpbook measure` never loads the model. Standard output carries results, standard error one or two lines.
+Each subcommand is one module of this package with a click command of the same name (`id-block` is `id_block`),
+imported only when it is asked for, so that `snpbook measure` never loads the model. Standard output carries results,
+standard error one or two lines.
 """
 
 import os
@@ -15,7 +16,7 @@ from snpbook import __version__
 from snpbook.cli.errors import CliError, Exit
 from snpbook.spec.refusal import Refusal
 
-COMMANDS = ("demo", "doctor", "lab", "measure", "report")
+COMMANDS = ("demo", "doctor", "id-block", "kds", "lab", "measure", "report")
 
 
 class Subcommands(click.Group):
@@ -27,7 +28,8 @@ class Subcommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"snpbook.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"snpbook.cli.{name}"), name)
         return command
 
 

@@ -6,33 +6,32 @@ codes are those of `snpbook.cli.errors`.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import IntEnum
-from pathlib import Path
+from typing import Any
 
 import click
 
 from snpbook.attest import verify as attest
-from snpbook.attest.appraise import DEFAULT_POLICY, appraise
-from snpbook.attest.certs import Certificate, load_certificates
+from snpbook.attest.appraise import DEFAULT_POLICY, OPTIONS, appraise, check_nonce
 from snpbook.attest.chain import MissingCertificate
-from snpbook.attest.checks import Check, MalformedEvidence, NotGenuine, Result
-from snpbook.attest.parse import Evidence, Report
-from snpbook.attest.roots import ROOT_SETS, Roots, named_roots, own_roots
+from snpbook.attest.checks import Check, NotGenuine, Result
+from snpbook.attest.roots import Roots
 from snpbook.cli import errors
+from snpbook.cli.evidence_files import NO_POLICY, gather, read_evidence, read_policy, read_roots
+from snpbook.cli.report_fields import plain, report_json, report_rows, text
 from snpbook.spec.certificates import PRODUCT_LINES
-from snpbook.spec.layout import Record
-from snpbook.spec.policy import PLATFORM_INFO
-from snpbook.spec.report import ATTESTATION_REPORT
+from snpbook.spec.report import REPORT_DATA_SIZE
 
-CERTS_VARIABLE = "SNPBOOK_CERTS"
-SUFFIXES = {".pem", ".der", ".crt", ".cer"}
-"""Which files of a directory may hold certificates."""
 COLOURS = {Result.PASSED: "green", Result.FAILED: "red", Result.SKIPPED: "yellow"}
 TOY_NOTE = "toy: keys that everybody knows, no proof of a real machine"
-FORM = "Give a report as bytes or hexadecimal text, alone or with the certificate table of an extended request."
+VERDICTS = {
+    errors.Malformed: "malformed",
+    errors.NotGenuine: "not genuine",
+    errors.RefusedByPolicy: "refused by policy",
+}
 
 
 class Time(click.ParamType[datetime]):
@@ -49,6 +48,60 @@ class Time(click.ParamType[datetime]):
         return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
+class Nonce(click.ParamType[bytes]):
+    """A click type: 1 to 64 bytes in hexadecimal digits."""
+
+    name = "nonce"
+
+    def convert(self, value: str | bytes, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """The bytes; a usage error where the text is no such number of them."""
+        try:
+            nonce = value if isinstance(value, bytes) else bytes.fromhex(value)
+        except ValueError:
+            self.fail(f"{value!r} is no hexadecimal text", param, ctx)
+        if not 1 <= len(nonce) <= REPORT_DATA_SIZE:
+            self.fail(f"{len(nonce)} bytes: a nonce has 1 to {REPORT_DATA_SIZE}", param, ctx)
+        return nonce
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a verification says on standard output, in the end as JSON or at once as text."""
+
+    as_json: bool
+    lines: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def say(self, name: str, value: str, note: str = "") -> None:
+        """One line; `note` is for readers only."""
+        self.lines[name] = value
+        if not self.as_json:
+            click.echo(f"{name.replace('_', ' '):9} {value}{note}")
+
+    def leave_out(self, found: Iterable[str]) -> None:
+        """Name the files of a directory that hold nothing of use."""
+        self.left_out += found
+        if not self.as_json:
+            for each in self.left_out:
+                click.echo(f"left out  {each}")
+
+    def add(self, checks: Iterable[Check]) -> None:
+        """Checks, in the order in which they were made."""
+        made = list(checks)
+        self.checks += made
+        if not self.as_json:
+            _print_checks(made)
+
+    def end(self, verdict: str, problem: str = "") -> None:
+        """The verdict, which ends the output; with what kept the evidence from being accepted, for scripts."""
+        shown = f"genuine, {verdict}" if verdict == VERDICTS[errors.RefusedByPolicy] else verdict
+        self.say("verdict", shown if not self.as_json else verdict)
+        if self.as_json:
+            told: dict[str, Any] = {**self.lines, "checks": [_check_json(check) for check in self.checks]}
+            click.echo(json.dumps({**told, "left_out": self.left_out, "problem": problem}, indent=2))
+
+
 @click.group(no_args_is_help=False)
 def report() -> None:
     """Read, verify and appraise attestation reports."""
@@ -56,113 +109,106 @@ def report() -> None:
 
 @report.command
 @click.argument("file")
-def show(file: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def show(file: str, as_json: bool) -> None:
     """Decode the report in FILE; nothing is verified.
 
-    FILE holds a report as bytes or as hexadecimal text, alone or with the certificate table of an extended request.
+    FILE holds a report as bytes, or as hexadecimal or base64 text: alone, followed by the certificate table of an
+    extended request, or behind the header of the firmware's answer. It may be a directory of configfs-tsm. A version
+    beyond 5 is decoded like version 5, and bytes that the version does not name are listed.
     """
-    evidence, parsed = _read(file)
-    product = parsed.product or "not named by the report"
-    stray = " ".join(f"{offset:#05x}" for offset in ATTESTATION_REPORT.reserved_set(parsed.raw)) or "none"
-    rows = [*_fields(parsed), ("product", product), ("reserved bytes set", stray)]
-    rows.append(("certificates", f"{len(evidence.certificates)} in the report's own table"))
-    for name, value in rows:
+    evidence, parsed = read_evidence(file)
+    if as_json:
+        click.echo(json.dumps(report_json(evidence, parsed), indent=2))
+        return
+    for name, value in report_rows(evidence, parsed):
         click.echo(f"{name:20} {value}")
 
 
-@report.command
+@report.command(epilog=f"Options of a policy file: {', '.join(OPTIONS)}. See snpbook.attest.appraise.Policy.")
 @click.argument("file")
-@click.option("--certs", multiple=True, metavar="FILE|DIR", help="Certificates, DER or PEM; may be given repeatedly.")
+@click.option("--certs", multiple=True, metavar="FILE|DIR", help="Certificates and CRLs, DER or PEM; repeatable.")
 @click.option("--roots", "root_set", default="amd", show_default=True, metavar="amd|toy|FILE", help="Whom to trust.")
 @click.option(
     "--product", type=click.Choice(list(PRODUCT_LINES), case_sensitive=False), help="Insist on this product line."
 )
+@click.option(
+    "--policy", "policy_file", metavar="FILE.toml|none", help="What is wanted (default: the built-in policy)."
+)
+@click.option("--nonce", type=Nonce(), metavar="HEX", help="REPORT_DATA must be this, with zeros behind it.")
 @click.option("--now", type=Time(), metavar="ISO8601", help="Judge as of this time (default: the clock).")
-def verify(file: str, certs: tuple[str, ...], root_set: str, product: str | None, now: datetime | None) -> None:
-    """Verify the report in FILE, then hold it against the built-in policy: debug off, nothing else.
+@click.option("--allow-newer", is_flag=True, help="Take report versions beyond 5 as well.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def verify(
+    file: str,
+    certs: tuple[str, ...],
+    root_set: str,
+    product: str | None,
+    policy_file: str | None,
+    nonce: bytes | None,
+    now: datetime | None,
+    allow_newer: bool,
+    as_json: bool,
+) -> None:
+    """Verify the report in FILE, then hold it against a policy.
 
-    Certificates come from --certs, from the report's own certificate table, and from the directory that the
-    environment variable SNPBOOK_CERTS names. Roots are pinned by fingerprint, AMD's by default; those of a FILE are
-    its self-issued certificates. Exit code 0 means accepted, 3 not genuine, 4 genuine but refused by the policy.
+    FILE is as for `show`. Certificates and revocation lists come from --certs, from the report's own certificate table,
+    and from the directory that the environment variable SNPBOOK_CERTS names. Roots are pinned by fingerprint, AMD's by
+    default; those of a FILE are its self-issued certificates. Without --policy the built-in one applies: debugging and
+    migration agents off, nothing else; `none` asks for genuineness only. Exit code 0 means accepted, 2 malformed, 3 not
+    genuine, 4 genuine but refused by the policy or for the nonce.
     """
-    evidence, _ = _read(file)
-    roots = _roots(root_set)
-    certificates = [*_table(file, evidence), *_certificates(certs)]
-    click.echo(f"{'roots':9} {TOY_NOTE if roots.name == 'toy' else roots.name}")
+    findings = Findings(as_json)
     try:
-        verified = attest.verify(evidence.report, certificates, roots, now or datetime.now(UTC), product)
+        _verify(findings, file, certs, root_set, product, policy_file, nonce, now or datetime.now(UTC), allow_newer)
+    except (errors.NotGenuine, errors.RefusedByPolicy) as ending:
+        findings.end(VERDICTS[type(ending)], ending.problem)
+        raise
+    except errors.Malformed as ending:
+        if as_json:
+            findings.end(VERDICTS[errors.Malformed], ending.problem)
+        raise
+    findings.end("accepted")
+
+
+def _verify(
+    findings: Findings,
+    file: str,
+    certs: tuple[str, ...],
+    root_set: str,
+    product: str | None,
+    policy_file: str | None,
+    nonce: bytes | None,
+    now: datetime,
+    allow_newer: bool,
+) -> None:
+    evidence, _ = read_evidence(file)
+    policy, pool, roots = read_policy(policy_file), gather(file, evidence, certs), read_roots(root_set)
+    bundle = pool.decoded()
+    findings.leave_out(sorted(pool.left_out))
+    findings.say("roots", roots.name, TOY_NOTE.removeprefix(roots.name) if roots.name == "toy" else "")
+    try:
+        verified = attest.verify(
+            evidence.report, bundle.certificates, roots, now, product, crls=bundle.crls, allow_newer=allow_newer
+        )
     except NotGenuine as refusal:
-        _print_checks(refusal.checks)
-        click.echo("verdict   not genuine")
+        findings.add(refusal.checks)
         raise errors.NotGenuine(f"{file}: not genuine: {refusal}", _remedy(refusal, roots)) from refusal
-    appraisal = appraise(verified, DEFAULT_POLICY)
-    _print_checks(verified.checks)
-    click.echo(f"{'product':9} {verified.product}")
-    click.echo(f"{'policy':9} {appraisal.policy}: debug off, nothing else")
-    _print_checks(appraisal.checks)
-    if not appraisal.accepted:
-        click.echo("verdict   genuine, refused by policy")
-        failed = ", ".join(
-            f"{check.name} (expected {check.expected}, found {check.found})" for check in appraisal.failed
+    findings.add(verified.checks)
+    findings.say("product", verified.product)
+
+    note = ": debug and migrate_ma off, nothing else" if policy is DEFAULT_POLICY else ""
+    findings.say("policy", policy.name if policy else NO_POLICY, note)
+    wanted = list(appraise(verified, policy, evidence.table).checks) if policy else []
+    wanted += [check_nonce(verified, nonce)] if nonce is not None else []
+    findings.add(wanted)
+    failed = [check for check in wanted if check.result is Result.FAILED]
+    if failed:
+        told = ", ".join(
+            f"{check.name} (expected {text(check.expected)}, found {text(check.found)})" for check in failed
         )
-        raise errors.RefusedByPolicy(f"{file}: genuine, but refused by policy {appraisal.policy}: {failed}")
-    click.echo("verdict   accepted")
-
-
-def _read(file: str) -> tuple[Evidence, Report]:
-    try:
-        evidence = Evidence.read(errors.read_input(file))
-        return evidence, Report.parse(evidence.report)
-    except MalformedEvidence as error:
-        raise errors.Malformed(f"{file}: {error}", FORM) from error
-
-
-def _load(source: str | Path, data: bytes) -> list[Certificate]:
-    try:
-        return load_certificates(data)
-    except MalformedEvidence as error:
-        raise errors.Malformed(
-            f"{source}: {error}", "Give certificates as DER, or as PEM with BEGIN CERTIFICATE."
-        ) from error
-    except NotGenuine as refusal:
-        raise errors.NotGenuine(f"{source}: {refusal}", "Fetch the certificate again from where it comes.") from refusal
-
-
-def _table(file: str, evidence: Evidence) -> Iterator[Certificate]:
-    for der in evidence.certificates:
-        yield from _load(f"{file}: its certificate table", der)
-
-
-def _certificates(paths: Iterable[str]) -> Iterator[Certificate]:
-    """What the paths hold; in a directory, a file that is no certificate is named and left out."""
-    configured = os.environ.get(CERTS_VARIABLE)
-    if configured and not Path(configured).is_dir():
-        raise errors.Malformed(
-            f"{configured}: no directory", f"Mend or unset the environment variable {CERTS_VARIABLE}."
-        )
-    for path in map(Path, [*paths, *([configured] if configured else [])]):
-        if not path.is_dir():
-            yield from _load(path, errors.read_input(path))
-            continue
-        for member in sorted(path.iterdir()):
-            if member.suffix in SUFFIXES and member.is_file():
-                try:
-                    yield from load_certificates(errors.read_input(member))
-                except (MalformedEvidence, NotGenuine) as error:
-                    click.echo(f"left out  {member}: {error}")
-
-
-def _roots(root_set: str) -> Roots:
-    if root_set in ROOT_SETS:
-        return named_roots(root_set)
-    if not Path(root_set).is_file():
-        raise errors.Malformed(
-            f"{root_set}: no such root set or file", f"Name {', '.join(ROOT_SETS)} or a file with an ARK."
-        )
-    try:
-        return own_roots(root_set, _load(root_set, errors.read_input(root_set)))
-    except MalformedEvidence as error:
-        raise errors.Malformed(f"{root_set}: {error}", f"Name {', '.join(ROOT_SETS)} or a file with an ARK.") from error
+        whose = f"policy {policy.name}" if policy else "the nonce"
+        raise errors.RefusedByPolicy(f"{file}: genuine, but refused by {whose}: {told}")
 
 
 def _remedy(refusal: NotGenuine, roots: Roots) -> str:
@@ -174,32 +220,19 @@ def _remedy(refusal: NotGenuine, roots: Roots) -> str:
         return (
             f"Trusted are the roots of {roots.name}; name others with --roots if you know where this report comes from."
         )
+    if refusal.check == "report.version":
+        return "Add --allow-newer to take later versions, whose new fields nobody here knows."
     return f"The check {refusal.check} failed: do not trust this report."
 
 
 def _print_checks(checks: Iterable[Check]) -> None:
     for check in checks:
-        found = _text(check.found)
+        found = text(check.found)
         if check.result is Result.FAILED and check.expected != "":
-            found += f" (expected {_text(check.expected)})"
-        click.echo(f"  {click.style(f'{check.result:8}', fg=COLOURS[check.result])} {check.name:32} {found}")
+            found += f" (expected {text(check.expected)})"
+        click.echo(f"  {click.style(f'{check.result:8}', fg=COLOURS[check.result])} {check.name:32} {found}".rstrip())
 
 
-def _fields(parsed: Report) -> Iterator[tuple[str, str]]:
-    for name, value in parsed.fields:
-        if name.endswith("_tcb"):
-            yield name, f"{value:#018x}  {parsed.tcb(name, parsed.product)}"
-        elif name == "policy":
-            yield name, f"{value:#x}  {_flags(parsed.policy)}"
-        elif name == "platform_info":
-            yield name, f"{value:#x}  {_flags(PLATFORM_INFO.unpack(value.to_bytes(PLATFORM_INFO.size, 'little')))}"
-        else:
-            yield name, value.name if isinstance(value, IntEnum) else _text(value)
-
-
-def _flags(record: Record) -> str:
-    return " ".join(name if value == 1 else f"{name}={value}" for name, value in record if value)
-
-
-def _text(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
+def _check_json(check: Check) -> dict[str, Any]:
+    told = {"name": check.name, "result": check.result.value}
+    return {**told, "expected": plain(check.expected), "found": plain(check.found), "cite": check.cite}

@@ -6,6 +6,8 @@ Each exercise is proven by its own reference and wrong answers. The modules of a
 
 from snpbook.exercises import (
     first_light,
+    host_faults,
+    host_setup,
     memory_encryption,
     memory_freshness,
     memory_tweaks,
@@ -24,6 +26,8 @@ __all__ = [
     "exercises",
     "first_light",
     "hint",
+    "host_faults",
+    "host_setup",
     "memory_encryption",
     "memory_freshness",
     "memory_tweaks",

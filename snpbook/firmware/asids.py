@@ -1,7 +1,8 @@
 """ASIDs and their keys: the life cycle per core complex, which SNP and legacy guests share.
 
 dirty -DF_FLUSH after WBINVD-> clean -ACTIVATE-> allocated -LAUNCH_FINISH-> in use -DECOMMISSION-> dirty: the table is
-`ASID_TRANSITIONS`. Only this file fires it. Source: firmware 1.55.25 (SNP ABI, SNP_ACTIVATE and SNP_DF_FLUSH).
+`ASID_TRANSITIONS`. Only this file fires it, and tells the hardware on which complexes VMRUN takes an ASID. Source:
+firmware 1.55.25 (SNP ABI, SNP_ACTIVATE and SNP_DF_FLUSH).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.machine import Core
+from snpbook.hardware.machine import Machine
 from snpbook.spec.asids import ASID_TRANSITIONS, CORES_PER_CCX, AsidEvent, AsidState, GuestKind
 from snpbook.spec.status import FirmwareRefusal, Status, require
 
@@ -24,7 +25,8 @@ _AFTER: dict[AsidEvent, NDArray[np.uint8]] = {
 class Asids:
     """The state of each ASID on each core complex."""
 
-    def __init__(self, cores: list[Core], limit: int, min_sev_asid: int) -> None:
+    def __init__(self, machine: Machine, limit: int, min_sev_asid: int) -> None:
+        self._machine, cores = machine, machine.cores
         self._complexes = [cores[i : i + CORES_PER_CCX] for i in range(0, len(cores), CORES_PER_CCX)]
         self.limit, self.min_sev_asid = limit, min_sev_asid
         self.hidden = 0
@@ -97,6 +99,7 @@ class Asids:
     def all_dirty(self) -> None:
         """After initialisation every ASID may have lines in caches."""
         self.states[:] = _AFTER[AsidEvent.INITIALISE][self.states]
+        self._machine.runnable.clear()
         for number in range(self.complexes):
             self._forget(number)
 
@@ -113,6 +116,10 @@ class Asids:
     def _fire(self, event: AsidEvent, asid: int, complexes: Iterable[int]) -> None:
         numbers = list(complexes)
         self.states[numbers, asid] = _AFTER[event][self.states[numbers, asid]]
+        in_use = frozenset(np.flatnonzero(self.states[:, asid] == AsidState.IN_USE).tolist())
+        self._machine.runnable.pop(asid, None)
+        if in_use:
+            self._machine.runnable[asid] = in_use
 
     def _forget(self, number: int) -> None:
         for core in self._complexes[number]:

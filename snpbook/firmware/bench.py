@@ -16,11 +16,13 @@ from snpbook.firmware.admission import Standing, obstacle
 from snpbook.firmware.keys import Chip
 from snpbook.firmware.processor import Rng
 from snpbook.firmware.table import power_on
+from snpbook.hardware.dram import whole
 from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.spec.asids import AsidState
 from snpbook.spec.commands import COMMAND_SHIFT, STATUS_MASK, Command, MailboxRegister
+from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.dispatch import BUFFER_CLASSES, BUFFERS, BufferClass
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import SYSCFG_MEM_ENCRYPT, SYSCFG_MFDM, SYSCFG_SNP_EN, SYSCFG_VMPL_EN, Msr
@@ -79,15 +81,18 @@ class Answer:
 class Bench:
     """A machine of a product, its chip made from `seed`; SNP is switched on in the cores and not yet initialised.
 
-    `psp` is the secure processor, `host` the host's CPU, `made` all answers so far.
+    `psp` is the secure processor, `host` the host's CPU, `made` all answers so far. `ValueError` for a product without
+    SNP.
     """
 
     def __init__(self, product: str = "milan", seed: str = "bench", *, rng: Rng, cores: int = 2) -> None:
         self._log = Recorder()
         trace = Trace()
         trace.subscribe(self._log)
-        entropy = rng(32)
-        self.machine = Machine(find_product(product), INSTALLED, boot_entropy=entropy, trace=trace, cores=cores)
+        part, entropy = find_product(product), rng(32)
+        if SevCapability.SEV_SNP not in part.capabilities:
+            raise ValueError(f"product = {product!r}: {part.title} has no SNP to be switched on")
+        self.machine = Machine(part, INSTALLED, boot_entropy=entropy, trace=trace, cores=cores)
         self.psp = power_on(self.machine, Chip.from_seed(seed, product), rng)
         self.host = HostCpu(self.machine)
         self.made: list[Answer] = []
@@ -113,7 +118,7 @@ class Bench:
         A buffer that the firmware only writes is left as it is, and so is one that stands there already: a host that
         gives the page away for the answer writes the operands before. `HostPageFault` where the page is not its own.
         """
-        known = Command(command) if command in list(Command) else None
+        known = Command(command) if whole("command", command) in list(Command) else None
         before = self.standing()
         output = known is not None and BUFFER_CLASSES.get(known) is BufferClass.OUT
         if not output and self.host.read(address, len(buffer)) != buffer:
@@ -147,7 +152,7 @@ class Bench:
 
     def assign(self, spa: int, new: NewState, gpa: int = 0) -> RmpCode:
         """RMPUPDATE of the page at `spa`: the return code."""
-        page = spa >> PAGE_SHIFT
+        page = _page(spa)
         code = self.host.rmpupdate(range(page, page + 1), np.array([gpa >> PAGE_SHIFT], np.uint64), new)
         return RmpCode(int(code[0]))
 
@@ -170,7 +175,7 @@ class Bench:
 
     def state(self, spa: int) -> PageState:
         """The state of the page at `spa`; without an RMP all pages are the hypervisor's."""
-        return self.machine.rmp.state(spa >> PAGE_SHIFT)
+        return self.machine.rmp.state(_page(spa))
 
     def context(self) -> Record | None:
         """What stands in the guest's context at `CONTEXT`; None where that page is no context."""
@@ -179,8 +184,16 @@ class Bench:
         return self.psp.context(CONTEXT)
 
     def asid(self, number: int) -> AsidState:
-        """The state of an ASID on the first core complex."""
+        """The state of an ASID on the first core complex. `ValueError` for a number that is no ASID."""
+        if not 0 < whole("number", number) <= self.psp.asids.limit:
+            raise ValueError(f"number = {number}: ASIDs are 1 to {self.psp.asids.limit}")
         return AsidState(int(self.psp.asids.states[0, number]))
+
+
+def _page(spa: int) -> int:
+    if whole("spa", spa) < 0:
+        raise ValueError(f"spa = {spa}: no address")
+    return spa >> PAGE_SHIFT
 
 
 def _changes(event: FirmwareCommand) -> tuple[Change, ...]:

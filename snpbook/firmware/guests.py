@@ -14,6 +14,7 @@ from snpbook.firmware.pages import (
     check_address,
     make_context,
     make_firmware,
+    refused_address,
     require_small,
     require_state,
     state_of,
@@ -21,7 +22,7 @@ from snpbook.firmware.pages import (
 )
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.rmp import U64
-from snpbook.spec.asids import APIC_IDS_MAX, CORES_PER_CCX
+from snpbook.spec.asids import APIC_IDS_MAX
 from snpbook.spec.commands import Command
 from snpbook.spec.context import GUEST_CONTEXT, NO_AGENT
 from snpbook.spec.encryption import KeyId
@@ -42,9 +43,15 @@ def snp_gctx_create(psp: SecureProcessor, buffer: Record) -> None:
     # CHECKS
     psp.page_aligned(gctx_paddr=buffer.gctx_paddr)
     psp.require_initialised()
-    spa = check_address(psp, buffer.gctx_paddr, PAGE_SIZE, "gctx_paddr")
+    spa = without_c_bit(psp, buffer.gctx_paddr)
+    bad_address = refused_address(psp, spa, PAGE_SIZE, "gctx_paddr", lookup=True)
+    outside_dram = bad_address is not None and bad_address.status is Status.INVALID_CONFIG
+    if bad_address is not None and not outside_dram:
+        raise bad_address
     require_state(psp, spa, "gctx_paddr", PageState.FIRMWARE)
     require_small(psp, spa, "gctx_paddr")
+    if bad_address is not None:  # other commands ask for DRAM before they look the page up
+        raise bad_address
 
     # ACTION
     context = GUEST_CONTEXT.record(state=GuestState.INIT, vek_seed=psp.rng(32), launch_tcb=int(psp.committed_tcb))
@@ -88,7 +95,7 @@ def snp_activate(psp: SecureProcessor, buffer: Record) -> None:
 def snp_activate_ex(psp: SecureProcessor, buffer: Record) -> None:
     """Bind a guest to an ASID on the core complexes of some cores; later calls with the same ASID add further ones.
 
-    APIC ids are the numbers of cores (MODEL). Machines let the guest run on every core all the same (MODEL).
+    APIC ids are the numbers of cores (MODEL).
     """
     # CHECKS
     size = SNP_ACTIVATE_EX.size
@@ -122,7 +129,7 @@ def check_apic_ids(psp: SecureProcessor, asid: int, count: int, address: int) ->
     ids: list[int] = np.frombuffer(read_input(psp, address, count * _APIC_ID_SIZE, "ids_paddr"), "<u4").tolist()
     absent = [number for number in ids if number >= len(psp.machine.cores)]
     require(not absent, Status.INVALID_CONFIG, "APIC ids are those of cores", len(psp.machine.cores), absent)
-    return {number // CORES_PER_CCX for number in ids}
+    return {psp.machine.cores[number].ccx for number in ids}
 
 
 def _check_sockets(psp: SecureProcessor, context: Record, complexes: set[int]) -> None:
@@ -142,7 +149,7 @@ def _check_sockets(psp: SecureProcessor, context: Record, complexes: set[int]) -
 def _sockets(psp: SecureProcessor, mask: int) -> set[int]:
     """The sockets of the core complexes whose bits a mask has."""
     cores = psp.machine.cores
-    return {core.socket for core in cores if mask >> core.number // CORES_PER_CCX & 1}
+    return {core.socket for core in cores if mask >> core.ccx & 1}
 
 
 def _activate(psp: SecureProcessor, gctx: int, context: Record, complexes: range | set[int]) -> None:
@@ -150,16 +157,8 @@ def _activate(psp: SecureProcessor, gctx: int, context: Record, complexes: range
     asid, running = context.asid, context.state is GuestState.RUNNING
     psp.machine.encryption.install(asid, memory_key(context.vek_seed, psp.machine.product.memory_key_size))
     psp.asids.activate(asid, running=running, complexes=complexes)
-    if running:
-        psp.machine.runnable.add(asid)
     mask = context.ccx_mask | sum(1 << number for number in complexes)
     psp.save_context(gctx, context.replace(ccx_mask=mask))
-
-
-def let_run(psp: SecureProcessor, asid: int) -> None:
-    """A launch is over: the guest's ASID is in use where it was allocated, and VMRUN takes it."""
-    psp.asids.finish(asid)
-    psp.machine.runnable.add(asid)
 
 
 def snp_decommission(psp: SecureProcessor, buffer: Record) -> None:
@@ -180,7 +179,6 @@ def decommission(psp: SecureProcessor, gctx: int, context: Record) -> None:
     """What SNP_DECOMMISSION and MSG_EXPORT_REQ do to a guest."""
     if context.asid:
         psp.asids.release(context.asid)
-        psp.machine.runnable.discard(context.asid)
     if context.state is not GuestState.INIT:
         psp.guest_count = max(psp.guest_count - 1, 0)  # an imported guest was never counted
     spa = without_c_bit(psp, gctx)
@@ -188,3 +186,4 @@ def decommission(psp: SecureProcessor, gctx: int, context: Record) -> None:
         KeyId.UNENCRYPTED, np.array([spa >> PAGE_SHIFT], U64), np.zeros((1, PAGE_SIZE), np.uint8)
     )
     make_firmware(psp, spa)
+    psp.note_guest(spa, None)

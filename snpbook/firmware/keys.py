@@ -36,6 +36,7 @@ from snpbook.spec.resources import resource
 MEMORY_KEY_LABEL = "sev-vm-encryption-key-0"
 
 _SPL_TOP = 255
+_SECRET_SIZE = 32
 
 
 def kdf(key: bytes, label: str, context: bytes, size: int) -> bytes:
@@ -160,6 +161,15 @@ class Chip:
 
     def __post_init__(self) -> None:
         find_product(self.product)
+        if len(self.secret) != _SECRET_SIZE:
+            raise ValueError(f"secret has {len(self.secret)} bytes: a chip's secret has {_SECRET_SIZE}")
+
+    def on_socket(self, number: int) -> Chip:
+        """The chip of a socket of the board that has this one on socket 0.
+
+        Which chips come together is the model's choice (MODEL): the others' secrets derive from this one's.
+        """
+        return Chip(self.product, kdf(self.secret, "snpbook-socket", bytes([number]), 32)) if number else self
 
     @property
     def chip_id(self) -> bytes:

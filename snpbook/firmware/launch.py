@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from hashlib import sha384
 
-from snpbook.firmware.guests import let_run
 from snpbook.firmware.identity import check_author, check_id_block
 from snpbook.firmware.pages import check_address, state_of
 from snpbook.firmware.processor import SecureProcessor
@@ -105,7 +104,7 @@ def snp_launch_finish(psp: SecureProcessor, buffer: Record) -> None:
             context = context.replace(author_key_digest=sha384(auth.author_key).digest())
 
     # ACTION
-    let_run(psp, context.asid)
+    psp.asids.finish(context.asid)
 
     # STATE
     finished = context.replace(

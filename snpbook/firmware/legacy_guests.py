@@ -83,8 +83,6 @@ def _activate(psp: SecureProcessor, handle: int, guest: LegacyGuest, asid: int, 
     running = guest.state not in _LAUNCHING
     psp.machine.encryption.install(asid, memory_key(guest.vek_seed, psp.machine.product.memory_key_size))
     psp.asids.activate(asid, running=running, complexes=complexes)
-    if running:
-        psp.machine.runnable.add(asid)
     psp.legacy.guests[handle] = replace(guest, asid=asid)
 
 
@@ -97,7 +95,6 @@ def deactivate(psp: SecureProcessor, buffer: Record) -> None:
 
     # ACTION
     psp.asids.release(guest.asid)
-    psp.machine.runnable.discard(guest.asid)
     psp.legacy.guests[buffer.handle] = replace(guest, asid=0)
 
 

@@ -243,7 +243,6 @@ def finish(psp: SecureProcessor, buffer: Record, command: Command) -> None:
     # ACTION
     if guest.asid:
         psp.asids.finish(guest.asid)
-        psp.machine.runnable.add(guest.asid)
 
     # STATE
     psp.legacy.guests[buffer.handle] = replace(guest, state=state, transport=TransportKeys())

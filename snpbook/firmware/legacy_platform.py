@@ -120,9 +120,6 @@ def shutdown(psp: SecureProcessor, buffer: Record) -> None:
     # ACTION
     for guest in psp.legacy.guests.values():
         psp.asids.release(guest.asid)
-        psp.machine.runnable.discard(guest.asid)
-    if not psp.initialised:
-        psp.machine.runnable.clear()
     psp.machine.vmsa_checksums.clear()
 
     # STATE
@@ -171,15 +168,18 @@ def download_firmware(psp: SecureProcessor, buffer: Record) -> None:
 
 
 def get_id(psp: SecureProcessor, buffer: Record) -> Record:
-    """The chip's identity, by which AMD's service finds its CEK; machines have one socket."""
+    """The chip's identity, by which AMD's service finds its CEK; with room for exactly two, the second socket's too."""
     # CHECKS
     if buffer.len < CHIP_ID_SIZE:
         raise ShortBuffer(buffer.replace(len=CHIP_ID_SIZE), "the identity fits", CHIP_ID_SIZE, buffer.len)
-    spa = check_output(psp, buffer.paddr, CHIP_ID_SIZE, "paddr")
+    sockets = 2 if psp.machine.sockets > 1 and buffer.len == 2 * CHIP_ID_SIZE else 1
+    size = sockets * CHIP_ID_SIZE
+    spa = check_output(psp, buffer.paddr, size, "paddr")
 
     # ANSWER
-    psp.machine.memory.write(KeyId.UNENCRYPTED, spa, psp.chip.chip_id)
-    return buffer.replace(len=CHIP_ID_SIZE)
+    identities = [psp.chip.on_socket(number).chip_id for number in range(sockets)]
+    psp.machine.memory.write(KeyId.UNENCRYPTED, spa, b"".join(identities))
+    return buffer.replace(len=size)
 
 
 def nop(psp: SecureProcessor, buffer: Record) -> None:

@@ -11,9 +11,8 @@ from dataclasses import replace
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from snpbook.firmware.buffers import read_input
-from snpbook.firmware.legacy_buffers import check_output
-from snpbook.firmware.pages import check_address, without_c_bit
+from snpbook.firmware.legacy_buffers import require_writable
+from snpbook.firmware.pages import check_address
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.hardware.save_area import is_sealed, seal
 from snpbook.spec.commands import Command
@@ -30,19 +29,18 @@ _TAG_AT, _TAG_SIZE = LEGACY_MDATA.offset("auth_tag"), 16
 def swap_out(psp: SecureProcessor, buffer: Record) -> Record:
     """Seal a page of the guest; the page stays as it is, a VMSA without its checksum (MODEL).
 
-    That checksums are looked at last is inferred.
+    That the checksum is looked at as soon as the guest's key is known is inferred.
     """
     # CHECKS
     psp.legacy.after(Command.SWAP_OUT)
-    size = _check_operands(psp, buffer)
+    size, src, dst, mdata_spa = _check_operands(psp, buffer)
     guest = psp.legacy.guest(buffer.handle)
     guest.require_asid()
-    require(guest.swapped < LAST_IV, Status.AEAD_OFLOW, "nonces are left", f"below {LAST_IV}", guest.swapped, "SEV")
-    src = check_address(psp, buffer.src_paddr, size, "src_paddr", lookup=False)
-    dst = check_output(psp, buffer.dst_paddr, size, "dst_paddr")
-    mdata_spa = check_output(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr")
     vmsa, sealed = buffer.page_type is SwapType.VMSA, is_sealed(psp.machine, guest.asid, src >> PAGE_SHIFT)
     require(sealed == vmsa, Status.INVALID_PARAM, "the page has a valid checksum if it is a VMSA", vmsa, sealed, "SEV")
+    require(guest.swapped < LAST_IV, Status.AEAD_OFLOW, "nonces are left", f"below {LAST_IV}", guest.swapped, "SEV")
+    require_writable(psp, dst, size, "dst_paddr", Status.INVALID_PAGE_STATE)
+    require_writable(psp, mdata_spa, LEGACY_MDATA.size, "mdata_paddr", Status.INVALID_PAGE_STATE)
 
     # ACTION
     mdata = LEGACY_MDATA.record(
@@ -67,15 +65,15 @@ def swap_in(psp: SecureProcessor, buffer: Record) -> None:
     """Open an image into a page of the guest. Whether it is the latest, nobody knows."""
     # CHECKS
     psp.legacy.after(Command.SWAP_IN)
-    size = _check_operands(psp, buffer, dst_alignment=PAGE_SIZE)
-    raw = read_input(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr")
+    size, src, dst, mdata_spa = _check_operands(psp, buffer, dst_alignment=PAGE_SIZE)
+    raw = psp.machine.memory.read(KeyId.UNENCRYPTED, mdata_spa, LEGACY_MDATA.size)
     mdata = LEGACY_MDATA.unpack(raw)
     found, wanted = (mdata.page_size, mdata.page_type), (buffer.page_size, buffer.page_type)
     require(found == wanted, Status.INVALID_PARAM, "size and type of the metadata", wanted, found, "SEV")
     guest = psp.legacy.guest(buffer.handle)
     guest.require_asid()
-    body = read_input(psp, buffer.src_paddr, size, "src_paddr")
-    dst = check_output(psp, buffer.dst_paddr, size, "dst_paddr")
+    require_writable(psp, dst, size, "dst_paddr", Status.INVALID_PAGE_STATE)
+    body = psp.machine.memory.read(KeyId.UNENCRYPTED, src, size)
     try:
         covered = raw[:_TAG_AT] + bytes(_TAG_SIZE) + raw[_TAG_AT + _TAG_SIZE :]
         plain = AESGCM(guest.oek).decrypt(swap_iv(mdata.iv), body + mdata.auth_tag, covered)
@@ -88,11 +86,18 @@ def swap_in(psp: SecureProcessor, buffer: Record) -> None:
         seal(psp.machine, guest.asid, dst >> PAGE_SHIFT)
 
 
-def _check_operands(psp: SecureProcessor, buffer: Record, dst_alignment: int | None = None) -> int:
-    """The checks of both on where things are and of what kind: the bytes of the page."""
+def _check_operands(
+    psp: SecureProcessor, buffer: Record, dst_alignment: int | None = None
+) -> tuple[int, int, int, int]:
+    """The checks of both on where things are and of what kind: the bytes of the page, source, destination, metadata.
+
+    That the addresses are looked at in the order of the buffer is inferred.
+    """
     size = LARGE_PAGE_SIZE if buffer.page_size is PageSize.SIZE_2M else PAGE_SIZE
-    places = [without_c_bit(psp, at) for at in (buffer.src_paddr, buffer.dst_paddr, buffer.mdata_paddr)]
-    src, dst, mdata = places
+    src = check_address(psp, buffer.src_paddr, size, "src_paddr", lookup=False)
+    dst = check_address(psp, buffer.dst_paddr, size, "dst_paddr", lookup=False)
+    mdata = check_address(psp, buffer.mdata_paddr, LEGACY_MDATA.size, "mdata_paddr", lookup=False)
+    places = [src, dst, mdata]
     aligned = mdata % LEGACY_MDATA.size == 0 and src % size == 0 and dst % (dst_alignment or size) == 0
     require(aligned, Status.INVALID_ADDRESS, "alignment of pages and metadata", 0, places, "SEV")
     apart = src == dst if buffer.swap_in_place else abs(src - dst) >= size
@@ -102,4 +107,4 @@ def _check_operands(psp: SecureProcessor, buffer: Record, dst_alignment: int | N
     require(not large_vmsa, Status.INVALID_PARAM, "a VMSA is a page of 4 KB", "4K", "2M", "SEV")
     known = buffer.page_type in _TYPES
     require(known, Status.INVALID_PARAM, "page type is a known one", "DATA or VMSA", buffer.page_type, "SEV")
-    return size
+    return size, src, dst, mdata

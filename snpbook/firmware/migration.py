@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from snpbook.firmware.guests import decommission, let_run
+from snpbook.firmware.guests import decommission
 from snpbook.firmware.pages import without_c_bit
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.sender import Sender
@@ -98,7 +98,7 @@ def absorb_request(psp: SecureProcessor, sender: Sender, message: bytes) -> byte
         taken = _taken(request.gctx) | {"report_id": target.report_id}
         psp.save_context(gctx, target.replace(state=state, imi_en=0, **taken))
         if target.asid:
-            let_run(psp, target.asid)
+            psp.asids.finish(target.asid)
 
     return _answer(act)
 

@@ -18,6 +18,7 @@ from snpbook.firmware.buffers import CommandBuffer
 from snpbook.firmware.keys import Chip, attestation_key, lower_stick, memory_key
 from snpbook.firmware.legacy_buffers import ShortBuffer
 from snpbook.firmware.legacy_state import LegacyPlatform
+from snpbook.firmware.observation import Before
 from snpbook.firmware.pages import check_address, state_of, without_c_bit
 from snpbook.hardware.dram import Words
 from snpbook.hardware.machine import Machine
@@ -77,9 +78,11 @@ class SecureProcessor:
         """The TCB of the hashstick in use; that of `vcek` and of derived guest keys."""
         self.mitigations = 0
         """CURRENT_MIT_VECTOR: what SNP_VERIFY_MITIGATION has found to be mitigated."""
-        self.asids = Asids(machine.cores, product.asid_limit, product.min_sev_asid)
+        self.asids = Asids(machine, product.asid_limit, product.min_sev_asid)
         self._stray: list[int] = []
         self._changes: list[tuple[Words, Words, Words]] = []
+        self._before: Before | None = None
+        """The states that the running command has found, where somebody listens."""
         key = memory_key(rng(32), product.memory_key_size)
         machine.encryption.install(FIRMWARE_KEY_ID, key)
         machine.mailbox.connect(self)
@@ -121,6 +124,7 @@ class SecureProcessor:
     def execute(self, command: int, address: int) -> int:
         """Run one mailbox command: the status code."""
         command &= _DECODED
+        self._observe()
         buffer, refusal = None, None
         try:
             layout, handler, _ = self._lookup(command)
@@ -137,9 +141,8 @@ class SecureProcessor:
 
     def execute_run(self, command: int, address: int, pages: range) -> tuple[int, int]:
         """Run one command for each page of a run: (pages done, status of the last command)."""
-        if not pages:
-            raise ValueError("pages: a run has at least one page")
         command &= _DECODED
+        self._observe()
         buffer, done, refusal = None, 0, None
         try:
             layout, _, run_handler = self._lookup(command)
@@ -154,7 +157,11 @@ class SecureProcessor:
             self._finish(command, buffer, None, pages[:done])
         if refusal is None:
             return done, Status.SUCCESS
+        self._observe()
         return done, self._finish(command, buffer, refusal, pages[done : done + 1])
+
+    def _observe(self) -> None:
+        self._before = Before.of(self) if self.machine.trace else None
 
     def _lookup(self, command: int) -> tuple[Layout | None, Handler, RunHandler | None]:
         name = _name(command)
@@ -182,7 +189,8 @@ class SecureProcessor:
         if refusal is not None:
             self.machine.mailbox.push(status)
         changes, self._changes, self._stray = self._changes, [], []
-        if self.machine.trace:
+        found, self._before = self._before, None
+        if found is not None:
             parts = zip(*changes, strict=True) if changes else ()
             changed, before, after = map(np.concatenate, parts) if changes else _NONE
             event = FirmwareCommand(
@@ -194,6 +202,7 @@ class SecureProcessor:
                 changed=changed,
                 before=None if before is None else decode_states(before),
                 after=None if after is None else decode_states(after),
+                states=found.changes(self),
             )
             self.machine.trace.emit(event)
         return status
@@ -201,6 +210,11 @@ class SecureProcessor:
     def note_entries(self, pages: Words, before: Words, after: Words) -> None:
         """Tell the command's event that RMP entries (n, 2) of pages (n,) have changed."""
         self._changes.append((pages, before, after))
+
+    def note_guest(self, spa: int, state: GuestState | None) -> None:
+        """Tell the command's event the state in which it leaves a guest; None: there is no guest any more."""
+        if self._before is not None:
+            self._before.left(spa, state)
 
     # What commands share: the prefix [P S G] of SNP ABI command descriptions.
 
@@ -229,6 +243,8 @@ class SecureProcessor:
         context = GUEST_CONTEXT.unpack(self.machine.memory.read_pages(FIRMWARE_KEY_ID, page).tobytes())
         whole = isinstance(context.state, GuestState) and context.asid <= self.asids.limit
         require(whole, Status.INVALID_GUEST, "it still holds a context", "a guest's state", context.state, "MODEL")
+        if self._before is not None:
+            self._before.found(spa, context.state)
         return context
 
     def next_state(self, context: Record, command: Command) -> GuestState:
@@ -239,7 +255,9 @@ class SecureProcessor:
         return after
 
     def save_context(self, gctx: int, context: Record) -> None:
-        page = np.array([without_c_bit(self, gctx) >> PAGE_SHIFT], U64)
+        spa = without_c_bit(self, gctx)
+        self.note_guest(spa, context.state)
+        page = np.array([spa >> PAGE_SHIFT], U64)
         data = np.frombuffer(bytes(context), np.uint8).reshape(1, PAGE_SIZE)
         self.machine.memory.write_pages(FIRMWARE_KEY_ID, page, data)
 

@@ -149,6 +149,10 @@ CONTROL_CHECKS = (
     Check("the ASID can be encrypted", lambda c: not c.vmcb.sev or c.vmcb.asid <= c.machine.product.asid_limit),
     Check("the ASID is in use by an active guest", lambda c: not c.vmcb.sev or c.vmcb.asid in c.machine.runnable),
     Check(
+        "the guest is active on the core's complex",
+        lambda c: not c.vmcb.sev or c.core.ccx in c.machine.runnable.get(c.vmcb.asid, ()),
+    ),
+    Check(
         "SEV needs a 64-bit host",
         lambda c: not c.vmcb.sev or c.core.long_mode or not c.has(SevCapability.HOST_64BIT),
     ),

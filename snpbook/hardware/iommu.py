@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from snpbook.hardware.checks import refused_write
 from snpbook.hardware.rmp import Rmp
+from snpbook.spec.iommu import EFR_SNP_SUPPORT
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.refusal import Refusal
 
@@ -25,9 +26,11 @@ class DmaBlocked(Refusal):
 
 
 class Iommu:
-    """The IOMMU of a machine."""
+    """The IOMMU of a machine: `present` where the BIOS has turned it on, `snp` where it may enforce the RMP."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, present: bool = True, snp: bool = True) -> None:
+        self.features: int | None = EFR_SNP_SUPPORT * snp if present else None
+        """The extended feature register, of which SNPSup alone is modelled; None where ACPI tells of no IOMMU."""
         self.snp_enabled = False
         """Whether it enforces the RMP: SNP_INIT turns it on."""
 

@@ -7,8 +7,9 @@ holds it (MODEL).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from snpbook.hardware.bios import SNP_READY, BiosSetup
 from snpbook.hardware.cache import Cache
 from snpbook.hardware.checks import check_write
 from snpbook.hardware.dram import Dram, whole
@@ -21,6 +22,7 @@ from snpbook.hardware.random_source import RandomSource
 from snpbook.hardware.rmp import Rmp
 from snpbook.hardware.rmp_range import NO_TABLE, RmpRange, RmpSegments
 from snpbook.hardware.tlb import Tlb
+from snpbook.spec.asids import CORES_PER_CCX
 from snpbook.spec.cpuid import SevCapability
 from snpbook.spec.image import FOUR_GIB
 from snpbook.spec.memory_map import HT_HOLE, LOW_DRAM_END, TSEG_SIZE
@@ -45,7 +47,7 @@ class MemoryMap:
         return self.dram[-1][1]
 
     @classmethod
-    def of(cls, installed: int) -> MemoryMap:
+    def of(cls, installed: int, setup: BiosSetup = SNP_READY) -> MemoryMap:
         """The map of a machine with `installed` bytes of memory, a multiple of 2 MB of at least 64 MB."""
         if whole("installed", installed) % LARGE_PAGE_SIZE or installed < 4 * TSEG_SIZE:
             raise ValueError(f"installed = {installed:#x}: a machine has a multiple of 2 MB, at least 64 MB, of memory")
@@ -56,10 +58,18 @@ class MemoryMap:
             if dram[1][1] > HT_HOLE[0]:
                 dram[1:] = [(FOUR_GIB, HT_HOLE[0]), (HT_HOLE[1], dram[1][1] + HT_HOLE[1] - HT_HOLE[0])]
         top = dram[-1][1]
-        size = -(-((top >> PAGE_SHIFT) * ENTRY_SIZE + BOOKKEEPING_SIZE) // RMP_ALIGNMENT) * RMP_ALIGNMENT
+        tseg = (low - TSEG_SIZE, low)
+        if setup.snp_coverage == 0:
+            return cls(tuple(dram), tseg, NO_TABLE)
+        covered = top if setup.snp_coverage is None else min(setup.snp_coverage, top)
+        size = -(-((covered >> PAGE_SHIFT) * ENTRY_SIZE + BOOKKEEPING_SIZE) // RMP_ALIGNMENT) * RMP_ALIGNMENT
         room = [(0, low - TSEG_SIZE), *dram[1:]]
-        above = next(end for start, end in reversed(room) if end - start >= size)
-        return cls(tuple(dram), (low - TSEG_SIZE, low), RmpRange(above - size, above - 1))
+        base = setup.rmp_base
+        if base is None:
+            base = next(end for start, end in reversed(room) if end - start >= size) - size
+        elif not any(start <= base and base + size <= end for start, end in room):
+            raise ValueError(f"rmp_base = {base:#x}: the table of {size:#x} bytes lies in memory that is nobody's")
+        return cls(tuple(dram), tseg, RmpRange(base, base + size - 1))
 
 
 class Core(Msrs):
@@ -70,7 +80,7 @@ class Core(Msrs):
 
     def __init__(self, machine: Machine, number: int, socket: int) -> None:
         memory = machine.map
-        bios = bios_settings(machine.product, memory.dram[0][1], memory.top, memory.tseg, memory.rmp)
+        bios = bios_settings(machine.product, memory.dram[0][1], memory.top, memory.tseg, memory.rmp, machine.setup)
         super().__init__(
             machine.product, bios, hypervisor_owns=machine.hypervisor_owns, flush_guest_page=machine.flush_guest_page
         )
@@ -87,6 +97,11 @@ class Core(Msrs):
     def __repr__(self) -> str:
         return f"Core({self.number}, SYSCFG {self.rdmsr(Msr.SYSCFG):#x})"
 
+    @property
+    def ccx(self) -> int:
+        """Its core complex: the cores that share a cache, and an ASID's state."""
+        return self.number // CORES_PER_CCX
+
     def wrmsr(self, msr: int, value: int) -> None:
         """Write a register as `Msrs` has it; the machine's table is where the first core to set SNPEn has it."""
         super().wrmsr(msr, value)
@@ -100,7 +115,7 @@ class Machine:
     `cores` are those of all `sockets` together. `boot_entropy` seeds what silicon draws at reset (tweak constants of
     the encryption engine). `cache` puts a write-back cache in front of memory; without it memory is always coherent.
     `tsme` is the BIOS option that encrypts all of memory with the host's key; the table itself stays in the clear
-    (MODEL).
+    (MODEL). `bios` are the options of its set-up menu.
     """
 
     def __init__(
@@ -115,11 +130,14 @@ class Machine:
         mapping: bool = True,
         cache: bool = False,
         tsme: bool = False,
+        bios: BiosSetup = SNP_READY,
     ) -> None:
         if whole("cores", cores) < 1 or whole("sockets", sockets) < 1 or cores % sockets:
             raise ValueError(f"cores = {cores}, sockets = {sockets}: as many cores on each socket, at least one")
-        self.product, self.trace, self.sockets, self.tsme = product, trace, sockets, tsme
-        self.map = MemoryMap.of(installed)
+        if bios.min_sev_asid is not None:
+            product = replace(product, min_sev_asid=bios.min_sev_asid)
+        self.product, self.trace, self.sockets, self.tsme, self.setup = product, trace, sockets, tsme, bios
+        self.map = MemoryMap.of(installed, bios)
         if self.map.top > 1 << product.encrypted_physical_bits:
             reach = f"{product.encrypted_physical_bits} bits of physical address with encryption on"
             raise ValueError(f"installed = {installed:#x}: {product.title} has {reach}")
@@ -133,10 +151,10 @@ class Machine:
         if cache:
             self.memory = Cache(self.encryption, coherent=product.coherent)
         self.cores = [Core(self, number, number * sockets // cores) for number in range(cores)]
-        self.iommu = Iommu()
+        self.iommu = Iommu(present=bios.iommu, snp=bios.nbio_snp)
         self.mailbox = Mailbox()
-        self.runnable: set[int] = set()
-        """ASIDs that the firmware lets VMRUN use: in use, not merely allocated."""
+        self.runnable: dict[int, frozenset[int]] = {}
+        """ASIDs that the firmware lets VMRUN use (in use, not merely allocated), each on some core complexes."""
         self.tsc = 0
         """The time-stamp counter, the same on all cores: it advances with what guests do, in steps of the model."""
         self.random = RandomSource(boot_entropy)

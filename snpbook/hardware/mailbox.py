@@ -4,6 +4,9 @@ The host writes the buffer's address and then the command; the processor behind 
 status in the command register and leaves error information in the address registers. One command at a time. `repeat`
 is the model's short hand for one command issued for page after page. Sources: Linux drivers/crypto/ccp/sev-dev.c;
 firmware 1.55.25 (error information).
+
+A command with the interrupt bit raises the device's interrupt when it is done, until the host clears its status; that
+the status is set whatever is enabled is the model's choice (MODEL).
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ from typing import Protocol
 from snpbook.hardware.dram import whole
 from snpbook.spec.commands import (
     COMMAND_SHIFT,
+    INTERRUPT_DONE,
     LOCATION_BITS,
     MAILBOX_COMMAND,
     RESPONSE_DONE,
     STATUS_MASK,
     MailboxRegister,
+    PspCapability,
+    PspRegister,
 )
 
 _LOW_HALF = 2**32 - 1
+_COMMAND_LIMIT = MAILBOX_COMMAND.fields["command"].limit
+Register = MailboxRegister | PspRegister
 
 
 class Processor(Protocol):
@@ -39,7 +47,7 @@ class Mailbox:
     """The registers, with the processor that `connect` puts behind them."""
 
     def __init__(self) -> None:
-        self._registers = dict.fromkeys(MailboxRegister, 0)
+        self._registers: dict[Register, int] = dict.fromkeys((*MailboxRegister, *PspRegister), 0)
         self._processor: Processor | None = None
         self._busy = False
 
@@ -48,31 +56,51 @@ class Mailbox:
 
     def connect(self, processor: Processor) -> None:
         self._processor = processor
+        self._registers[PspRegister.FEATURES] = int(PspCapability.SEV)
 
-    def read(self, register: MailboxRegister) -> int:
-        """Read a register; `ValueError` for one that is not modelled, such as those of interrupts (LIMITATIONS)."""
+    @property
+    def interrupt(self) -> bool:
+        """Whether the device's interrupt is raised: a status that is set, and enabled."""
+        return bool(self._registers[PspRegister.INTERRUPT_STATUS] & self._registers[PspRegister.INTERRUPT_ENABLE])
+
+    def read(self, register: Register) -> int:
+        """Read a register; `ValueError` for one that is not modelled."""
         return self._registers[_known(register)]
 
-    def write(self, register: MailboxRegister, value: int) -> None:
+    def write(self, register: Register, value: int) -> None:
         """Write a register; a write of COMMAND with the response bit clear starts the command.
 
-        `ValueError` for a value that no register holds, and while a command runs.
+        FEATURES keeps its value, and of INTERRUPT_STATUS the bits that are written as 1 are cleared. `ValueError` for a
+        value that no register holds, and while a command runs.
         """
         if not 0 <= whole("value", value) < 1 << 32:
             raise ValueError(f"value = {value:#x}: a mailbox register holds 32 bits")
         self._require_idle()
-        self._registers[_known(register)] = value
+        match _known(register):
+            case PspRegister.FEATURES:
+                return
+            case PspRegister.INTERRUPT_STATUS:
+                self._registers[register] &= ~value
+            case _:
+                self._registers[register] = value
         if register is MailboxRegister.COMMAND and not value & RESPONSE_DONE and self._processor:
-            command = MAILBOX_COMMAND.unpack(value.to_bytes(4, "little")).command
+            asked = MAILBOX_COMMAND.unpack(value.to_bytes(4, "little"))
             with self._running() as address:
-                status = self._processor.execute(command, address)
+                status = self._processor.execute(asked.command, address)
             self._answer(status)
+            if asked.interrupt:
+                self._registers[PspRegister.INTERRUPT_STATUS] |= INTERRUPT_DONE
 
     def repeat(self, command: int, pages: range) -> int:
         """Issue `command` once for each page of a run, its buffer naming the page; how many succeeded.
 
-        The command register then holds the status of the last one.
+        The command register then holds the status of the last one. `ValueError` for a command that the register cannot
+        hold, and for pages that are no run.
         """
+        if not 0 <= whole("command", command) <= _COMMAND_LIMIT:
+            raise ValueError(f"command = {command:#x}: the register holds ids up to {_COMMAND_LIMIT:#x}")
+        if not isinstance(pages, range) or not pages or pages.start < 0 or pages.step < 0:
+            raise ValueError(f"pages = {pages!r}: a run is an ascending range of at least one page number, from 0 on")
         self._require_idle()
         self._registers[MailboxRegister.COMMAND] = command << COMMAND_SHIFT
         if self._processor is None:
@@ -115,7 +143,8 @@ class Mailbox:
         self._registers[MailboxRegister.COMMAND] = RESPONSE_DONE | status & STATUS_MASK
 
 
-def _known(register: MailboxRegister) -> MailboxRegister:
-    if not isinstance(register, MailboxRegister):
-        raise ValueError(f"register = {register!r}: one of {', '.join(known.name for known in MailboxRegister)}")
+def _known(register: Register) -> Register:
+    if not isinstance(register, Register):
+        names = ", ".join(known.name for known in (*MailboxRegister, *PspRegister))
+        raise ValueError(f"register = {register!r}: one of {names}")
     return register

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from snpbook.hardware.bios import SNP_READY, BiosSetup
 from snpbook.hardware.dram import whole
 from snpbook.hardware.exits import GeneralProtection
 from snpbook.hardware.rmp_range import RmpRange
@@ -27,6 +28,7 @@ from snpbook.spec.msr import (
     RMP_LAST_BYTE,
     SAME_ON_ALL_CORES,
     SYSCFG_BIOS,
+    SYSCFG_MEM_ENCRYPT,
     SYSCFG_SNP_EN,
     SYSCFG_VMPL_EN,
     TSEG_MASK_VALID,
@@ -210,15 +212,17 @@ def first_disagreement(cores: Sequence[Msrs], msrs: Iterable[Msr] = SAME_ON_ALL_
     return None
 
 
-def bios_settings(product: Product, low_end: int, top: int, tseg: tuple[int, int], rmp: RmpRange) -> dict[Msr, int]:
-    """What the BIOS writes on every core: encryption possible, SMM locked, memory and RMP where the map has them.
+def bios_settings(
+    product: Product, low_end: int, top: int, tseg: tuple[int, int], rmp: RmpRange, setup: BiosSetup = SNP_READY
+) -> dict[Msr, int]:
+    """What the BIOS writes on every core: encryption, the lock of SMM, memory and RMP where the map has them.
 
     `low_end` is the end of DRAM below 4 GiB, `top` the end of all, `tseg` first byte and end. A product without
-    SNP has no RMP registers. Values besides addresses are the model's choice (MODEL).
+    SNP has no RMP registers. Values besides addresses and `setup` are the model's choice (MODEL).
     """
     settings = {
-        Msr.SYSCFG: SYSCFG_BIOS,
-        Msr.HWCR: HWCR_SMM_LOCK,
+        Msr.SYSCFG: SYSCFG_BIOS if setup.smee else SYSCFG_BIOS & ~SYSCFG_MEM_ENCRYPT,
+        Msr.HWCR: HWCR_SMM_LOCK * setup.smm_lock,
         **dict.fromkeys(FIXED_MTRRS, MTRR_FIX_WRITE_BACK),
         Msr.MTRR_FIX_16K_A0000: 0,  # video memory: not cached
         Msr.TOP_MEM: low_end,
@@ -227,7 +231,7 @@ def bios_settings(product: Product, low_end: int, top: int, tseg: tuple[int, int
         Msr.TSEG_MASK: (1 << product.physical_bits) - (tseg[1] - tseg[0]) | TSEG_MASK_VALID,
     }
     if SevCapability.SEV_SNP in product.capabilities:
-        settings |= {Msr.RMP_BASE: rmp.base, Msr.RMP_END: rmp.end}
+        settings |= {Msr.RMP_BASE: rmp.base, Msr.RMP_END: max(rmp.end, 0)}
     return settings
 
 

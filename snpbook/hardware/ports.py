@@ -17,7 +17,7 @@ from snpbook.hardware.host_instructions import Codes, NewState, psmash, rmpread,
 from snpbook.hardware.machine import Core, Machine, MemoryMap
 from snpbook.hardware.rmp import LARGE_MASK
 from snpbook.hardware.vmrun import Executor, vmrun
-from snpbook.spec.commands import MailboxRegister
+from snpbook.spec.commands import MailboxRegister, PspRegister
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
@@ -47,6 +47,11 @@ class HostCpu:
     def memory_map(self) -> MemoryMap:
         """What the BIOS tells of memory."""
         return self._machine.map
+
+    @property
+    def iommu_features(self) -> int | None:
+        """The IOMMU's extended feature register; None where ACPI has no table (IVRS) that tells of an IOMMU."""
+        return self._machine.iommu.features
 
     @property
     def trace(self) -> Trace:
@@ -81,6 +86,11 @@ class HostCpu:
         """Store whole pages (n, 4096), under the same check."""
         self._check(pages)
         self._machine.memory.write_pages(KeyId.UNENCRYPTED, pages, data)
+
+    def zero(self, spa: int, size: int) -> None:
+        """Store zeros in whole pages, under the same check; they do not go through the cache (MODEL)."""
+        self._check(range(spa >> PAGE_SHIFT, (spa + size) >> PAGE_SHIFT))
+        self._machine.dram.zero(spa, size)
 
     def read_pages(self, pages: Pages) -> Bytes:
         """Whole pages (n, 4096), as `read` gives them."""
@@ -177,11 +187,16 @@ class HostCpu:
         """INVD: all lines are lost, dirty ones too. How many were dirty."""
         return self._machine.memory.invd() if isinstance(self._machine.memory, Cache) else 0
 
-    def mailbox_read(self, register: MailboxRegister) -> int:
+    def mailbox_read(self, register: MailboxRegister | PspRegister) -> int:
         return self._machine.mailbox.read(register)
 
-    def mailbox_write(self, register: MailboxRegister, value: int) -> None:
+    def mailbox_write(self, register: MailboxRegister | PspRegister, value: int) -> None:
         self._machine.mailbox.write(register, value)
+
+    @property
+    def mailbox_interrupt(self) -> bool:
+        """Whether the secure processor's interrupt is raised (see `Mailbox.interrupt`)."""
+        return self._machine.mailbox.interrupt
 
     def mailbox_repeat(self, command: int, pages: range) -> int:
         """One command for each page of a run: how many succeeded (see `Mailbox.repeat`)."""

@@ -1,27 +1,43 @@
-"""The host kernel: from what the BIOS left to a machine on which SNP is enforced.
+"""The host kernel: one boot, its command line, its modules, and what they have made of the machine.
 
-Order and messages are Linux's (arch/x86/kernel/cpu/amd.c, arch/x86/virt/svm/sev.c); each failing step
-leaves SNP off and says why. Everything is done through one `HostCpu`.
+The steps themselves stand in `bringup` and `sev_setup`; here the modules are loaded in their order, and the failures of
+the secure processor's driver are met. Everything is done through one `HostCpu`. Sources: Linux drivers/crypto/ccp,
+arch/x86/kvm/svm; RFC v7 patch 25.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from snpbook.hardware.ports import HostCpu
-from snpbook.host.ccp import Ccp
-from snpbook.host.kvm import Kvm
+from snpbook.host.bringup import Platform
+from snpbook.host.ccp import Ccp, Parameters
+from snpbook.host.ccp.device import SevDevice
+from snpbook.host.cmdline import Cmdline, words
+from snpbook.host.e820 import free_frames
+from snpbook.host.files import File
+from snpbook.host.kvm.device import Kvm
+from snpbook.host.log import KernelLog
 from snpbook.host.memory import PageAllocator
-from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import printk
-from snpbook.spec.msr import RMP_ADDRESS_MASK, SYSCFG_MEM_ENCRYPT, SYSCFG_MFDM, SYSCFG_SNP_EN, SYSCFG_VMPL_EN, Msr
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
-from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
+from snpbook.host.modules import Value, load
+from snpbook.host.process import Process
+from snpbook.host.pseudo_files import pseudo_files
+from snpbook.host.refusal import KernelError
+from snpbook.host.sev_setup import SevSetup, SevSupport
+from snpbook.spec.bring_up import (
+    BRING_UP,
+    COMMAND_LINE,
+    BringUp,
+)
+from snpbook.spec.cpuid import SevCapability
+from snpbook.spec.eras import Era
+from snpbook.spec.eras import era as find_era
+from snpbook.spec.kernel_parameters import MODULES
 
-ERAS = ("rfc-v7",)
-"""The kernels that the host can be; `mainline` and `svsm-host` are not modelled yet (LIMITATIONS.md)."""
-FIRST_FREE = 0x100_0000
-"""Below 16 MiB lies the kernel itself."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Kernel:
@@ -29,64 +45,121 @@ class Kernel:
 
     def __init__(self, cpu: HostCpu) -> None:
         self.cpu = cpu
-        self.memory = PageAllocator(_free_memory(cpu))
-        self.ccp = Ccp(cpu, self.memory)
-        self.kvm = Kvm(cpu, self.memory, self.ccp)
+        self.memory = PageAllocator(free_frames(cpu))
+        self.log = KernelLog(cpu.trace)
+        self.ccp = Ccp(cpu, self.memory, self.log)
+        self.kvm = Kvm(self)
         self.booted = False
+        self.era: Era = find_era("rfc-v7")
+        """The kernel that runs; `boot` chooses it."""
+        self.devices: dict[str, Callable[[int], File]] = {
+            "/dev/sev": lambda flags: SevDevice(self.ccp, self.era, flags),
+        }
+        """What open(2) finds: how to make the file of a path, given its flags."""
+        self._inodes = 0
+        self.step_pages: int | None = None
+        """How many pages a path does between two places where others may run; None: all at once."""
+        self.rows: BringUp = BRING_UP[self.era.name]
+        self.cmdline = Cmdline.parse("")
+        self.platform = Platform(cpu, self.cmdline, self.rows, self.log)
+        """What the bring-up has found; before `boot` what CPUID says."""
+        self.modules: dict[str, dict[str, Value]] = {}
+        """The modules that are loaded, with what their parameters read."""
+        self.sev = SevSupport()
+        self._options: Mapping[str, str] = _NOTHING
 
     def __repr__(self) -> str:
         return f"Kernel({'booted' if self.booted else 'not booted'}, {self.memory.allocated} pages in use)"
 
-    def boot(self, era: str = "rfc-v7") -> None:
-        """Bring SNP up: the RMP probed and zeroed, SNPEn on every core, the firmware initialised.
+    def boot(self, era: str = "rfc-v7", *, cmdline: str = "", modules: Mapping[str, str] = _NOTHING) -> None:
+        """Come up, with SNP or without: a machine that is not fit is no error, and the log says what is wrong.
 
-        `KernelError` ENODEV or ENOSYS where the machine is not fit for SNP; `ValueError` for an
-        unknown era.
+        `modules` are options by module, as lines of modprobe.d have them ("sev_snp=0 npt=1"). `ValueError` for an
+        era or a module that is not modelled, `KernelError` EBUSY for a second boot.
         """
-        if era not in ERAS:
-            raise ValueError(f"era {era!r} is not modelled: one of {', '.join(ERAS)}")
+        known = find_era(era)
+        strange = sorted(set(modules) - set(MODULES))
+        if strange:
+            raise ValueError(f"modules: {strange[0]!r} is not modelled: one of {', '.join(MODULES)}")
         if self.booted:
             raise KernelError(errno.EBUSY, "the host boots once", "not booted", "booted")
-        self._probe_rmp()
-        self._enable_snp()
-        self.ccp.initialise()
-        status = self.ccp.platform_status()
-        printk(self.cpu, f"ccp: SEV-SNP API:{status.api_major}.{status.api_minor} build:{status.build}")
-        self.kvm.load()
-        printk(self.cpu, f"kvm_amd: SEV-SNP enabled (ASIDs 1 - {self.cpu.product.min_sev_asid - 1})")
+        self.era, self.rows, self.cmdline = known, BRING_UP[known.name], Cmdline.parse(cmdline)
+        self._options = modules
+        if cmdline:
+            self.log(COMMAND_LINE.format(text=cmdline))
+        for line in self.cmdline.complaints:
+            self.log(line)
+        self.platform = Platform(self.cpu, self.cmdline, self.rows, self.log)
+        self.platform.bring_up()
+        self._load_ccp()
+        self._load_kvm()
         self.booted = True
 
-    def _probe_rmp(self) -> None:
-        cpu = self.cpu
-        on = cpu.rdmsr(Msr.SYSCFG) & SYSCFG_MEM_ENCRYPT
-        check(bool(on), errno.ENODEV, "SYSCFG.MemEncryptionModEn, a BIOS setting", 1, 0)
-        base, end = cpu.rdmsr(Msr.RMP_BASE) & RMP_ADDRESS_MASK, cpu.rdmsr(Msr.RMP_END)
-        rule = "Memory for the RMP table has not been reserved by BIOS"
-        check(0 < base <= end, errno.ENODEV, rule, "RMP_BASE and RMP_END", base)
-        size, need = end + 1 - base, (cpu.memory_map.top >> PAGE_SHIFT) * ENTRY_SIZE + BOOKKEEPING_SIZE
-        rule = "Memory reserved for the RMP table does not cover full system RAM"
-        check(need <= size, errno.ENOSYS, rule, need, size)
-        printk(self.cpu, f"SEV-SNP: RMP table physical range [{base:#018x} - {end:#018x}]")
+    @property
+    def dmesg(self) -> str:
+        """The log since boot."""
+        return "\n".join(self.log.lines)
 
-    def _enable_snp(self) -> None:
-        cpu = self.cpu
-        cpu.wbinvd()
-        for bits in (SYSCFG_MFDM, SYSCFG_SNP_EN | SYSCFG_VMPL_EN):
-            for core in cpu.cores:
-                cpu.wrmsr(Msr.SYSCFG, cpu.rdmsr(Msr.SYSCFG, core) | bits, core)
+    def cat(self, path: str) -> str:
+        """The text of a file under /proc or /sys; `KernelError` ENOENT for none."""
+        files = pseudo_files(self)
+        if path not in files:
+            raise KernelError(errno.ENOENT, "the file exists", ", ".join(sorted(files)), path)
+        return files[path]
 
+    def _load(self, module: str) -> bool:
+        """Load a module with its parameters; False where one of them is bad."""
+        given = (*words(self._options.get(module, "")), *self.cmdline.module(module))
+        values = load(module, given, self.era.name, self.log)
+        if values is not None:
+            self.modules[module] = values
+        return values is not None
 
-def _free_memory(cpu: HostCpu) -> list[range]:
-    """Page frames that the kernel may give out: DRAM without its own image, TSEG and the RMP."""
-    memory = cpu.memory_map
-    taken = sorted([(0, FIRST_FREE), memory.tseg, (memory.rmp.base, memory.rmp.end + 1)])
-    free = []
-    for start, end in memory.dram:
-        for first, stop in taken:
-            if start < stop and first < end:
-                if start < first:
-                    free.append((start, first))
-                start = max(start, stop)
-        if start < end:
-            free.append((start, end))
-    return [range(-(-start // PAGE_SIZE), end // PAGE_SIZE) for start, end in free]
+    def _load_ccp(self) -> None:
+        if not self._load("ccp"):
+            return
+        parameters: dict[str, Any] = dict(self.modules["ccp"])
+        sev = SevCapability.SEV in self.platform.features
+        self.ccp.probe(Parameters(**parameters), self.rows, sev=sev, snp=self.platform.snp)
+        if self.rows.psp_at_probe:
+            self._initialise_psp()
+
+    def _load_kvm(self) -> None:
+        """kvm_amd needs kvm and the symbols of ccp."""
+        if "ccp" not in self.modules or not (self._load("kvm") and self._load("kvm_amd")):
+            return
+        parameters = self.modules["kvm_amd"]
+        setup = SevSetup(self.cpu, self.platform, self.rows, self.log, parameters)
+        caching = bool(self.modules["kvm"]["mmio_caching"])
+        self.sev = setup.run(mmio_caching=caching, initialise=self._initialise_psp, snp_up=self._snp_is_up)
+        for name in set(parameters) & {"sev", "sev_es", "sev_snp", "debug_swap"}:
+            parameters[name] = getattr(self.sev, name)
+        snp = self.sev.sev_snp and self.ccp.snp_initialised
+        self.kvm.load(sev=self.sev.sev, sev_es=self.sev.sev_es, snp=snp, debug_swap=self.sev.debug_swap)
+
+    def _initialise_psp(self) -> bool:
+        """Have the CCP driver initialise the secure processor; whether that succeeded.
+
+        This is where each failure of the driver ends: it has told it, and the kernel goes on.
+        """
+        try:
+            self.ccp.platform_init(probe=True)
+        except KernelError:
+            return False
+        return True
+
+    def _snp_is_up(self) -> bool:
+        """What the firmware itself says; where an earlier kernel left it up, it refuses to tell this one."""
+        try:
+            return bool(self.ccp.platform_status().state)
+        except KernelError:
+            return False
+
+    def process(self, **rights: Any) -> Process:
+        """A new process; `rights` are options of `Process`."""
+        return Process(self, **rights)
+
+    def new_inode(self) -> int:
+        """The number of a new inode."""
+        self._inodes += 1
+        return self._inodes

@@ -7,7 +7,7 @@ A VMM's ordinary memory (`UserMemory`) can be read and written from user space; 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -17,9 +17,11 @@ from snpbook.hardware.dram import Pages, Words, page_numbers
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 
-_ABSENT = np.uint64(2**64 - 1)
+_ABSENT = np.uint64(0)
+"""No frame: page 0 is never given out."""
+_ZEROS = np.zeros(PAGE_SIZE, np.uint8)
 
 
 class PageAllocator:
@@ -28,18 +30,34 @@ class PageAllocator:
     def __init__(self, free: list[range]) -> None:
         self._free = sorted(free, key=lambda run: run.start)
         self.allocated = 0
+        end = max((run.stop for run in free), default=0)
+        self._pins = np.zeros(end, np.uint16)
+        """How often each frame is pinned."""
+        self._orphans = np.zeros(end, bool)
+        """Frames that were given back while pinned: free when the last pin goes."""
 
     def __repr__(self) -> str:
         return f"PageAllocator({self.allocated} pages out)"
 
-    def allocate(self, count: int) -> range:
-        """`count` consecutive frames; ENOMEM where there are none."""
+    def allocate(self, count: int, align: int = 1) -> range:
+        """`count` consecutive frames, the first a multiple of `align`; ENOMEM where there are none."""
         for index, run in enumerate(self._free):
-            if len(run) >= count:
-                self._free[index : index + 1] = [run[count:]] if len(run) > count else []
+            skip = -run.start % align
+            if len(run) >= skip + count:
+                self._free[index : index + 1] = [rest for rest in (run[:skip], run[skip + count :]) if rest]
                 self.allocated += count
-                return run[:count]
+                return run[skip : skip + count]
         raise KernelError(errno.ENOMEM, "free host memory", f"{count} pages in a row", self.largest)
+
+    def allocate_small(self) -> int:
+        """One frame that does not begin 2 MB: such a page, in use as VMCB or VMSA, hardware would check as a large one."""
+        pages = self.allocate(1)
+        if pages.start % PAGES_PER_LARGE:
+            return pages.start
+        try:
+            return self.allocate(1).start
+        finally:
+            self.release(pages)
 
     def take(self, count: int) -> Words:
         """`count` frames, consecutive where there are as many in a row; ENOMEM where there are too few."""
@@ -62,8 +80,35 @@ class PageAllocator:
         """All free pages."""
         return sum(map(len, self._free))
 
+    def pin(self, frames: Words) -> None:
+        """Each of the frames stays with its contents until it is unpinned as often."""
+        self._pins[frames] += 1
+
+    def unpin(self, frames: Words) -> None:
+        """Take one pin off each frame; those given back meanwhile are free with their last one."""
+        self._pins[frames] -= 1
+        free = frames[(self._pins[frames] == 0) & self._orphans[frames]]
+        self._orphans[free] = False
+        for _, pages in runs(np.sort(free)):
+            self.release(pages)
+
+    @property
+    def pinned(self) -> int:
+        """Frames that are pinned, each counted once."""
+        return int(np.count_nonzero(self._pins))
+
     def release(self, pages: range) -> None:
-        """Give frames back; neighbouring runs become one."""
+        """Give frames back; neighbouring runs become one. Those that are pinned wait for `unpin`."""
+        held = self._pins[pages.start : pages.stop] != 0
+        if held.any():
+            frames = page_numbers(pages)
+            self._orphans[frames[held]] = True
+            for _, free in runs(frames[~held]):
+                self._release(free)
+            return
+        self._release(pages)
+
+    def _release(self, pages: range) -> None:
         start, stop = pages.start, pages.stop
         kept: list[range] = []
         for run in self._free:
@@ -77,21 +122,42 @@ class PageAllocator:
         self.allocated -= len(pages)
 
 
+Lost = Callable[["PageFile", range], None]
+"""Told a file and a run of its page offsets, before their pages go."""
+
+
 class PageFile:
     """Pages by offset, allocated on first use; `frames` holds the page numbers."""
 
+    anonymous = False
+    """Whether it belongs to one mapping alone: then MADV_DONTNEED frees its pages."""
+
     def __init__(self, cpu: HostCpu, allocator: PageAllocator, size: int) -> None:
-        check(size > 0 and size % PAGE_SIZE == 0, errno.EINVAL, "the size is a multiple of a page", PAGE_SIZE, size)
+        check(size >= 0 and size % PAGE_SIZE == 0, errno.EINVAL, "the size is a multiple of a page", PAGE_SIZE, size)
         self.cpu, self._allocator, self.size = cpu, allocator, size
-        self._frames: Words = np.full(size >> PAGE_SHIFT, _ABSENT, np.uint64)
+        self._frames: Words = np.zeros(size >> PAGE_SHIFT, np.uint64)
+        self._mappers: list[Lost] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size >> 20} MiB, {self.resident} pages resident)"
+
+    def __len__(self) -> int:
+        return len(self._frames)
 
     @property
     def resident(self) -> int:
         """Pages that have memory."""
         return int((self._frames != _ABSENT).sum())
+
+    def mapped_by(self, lost: Lost) -> None:
+        """Somebody maps the file, and is told by `lost` which offsets are about to go."""
+        self._mappers.append(lost)
+
+    def unmapped_by(self, lost: Lost) -> None:
+        """A mapping is gone; with its last one, anonymous memory is."""
+        self._mappers.remove(lost)
+        if self.anonymous and not self._mappers:
+            self.close()
 
     def get(self, offsets: range) -> Words:
         """The frames behind a run of page offsets; pages without one get memory now."""
@@ -109,13 +175,39 @@ class PageFile:
         room = self._allocator.free
         return self.get(offsets[: int(missing[room])] if len(missing) > room else offsets)
 
+    def peek(self, offsets: range) -> Words:
+        """The frames behind a run of page offsets, 0 where there is none; nothing gets memory."""
+        return self._frames[offsets.start : offsets.stop]
+
+    def punch(self, offsets: range) -> None:
+        """Give the pages of a run back, after whoever maps them has been told."""
+        for lost in tuple(self._mappers):
+            lost(self, offsets)
+        self._drop(offsets)
+
+    def resize(self, size: int) -> None:
+        """Another size in bytes, whole pages: what is cut off loses its memory."""
+        check(size >= 0 and size % PAGE_SIZE == 0, errno.EINVAL, "the size is a multiple of a page", PAGE_SIZE, size)
+        if size < self.size:
+            self.punch(range(size >> PAGE_SHIFT, self.size >> PAGE_SHIFT))
+        kept = self._frames[: size >> PAGE_SHIFT]
+        self._frames = np.zeros(size >> PAGE_SHIFT, np.uint64)
+        self._frames[: len(kept)] = kept
+        self.size = size
+
     def close(self) -> None:
         """Give every page back to the kernel, as the hypervisor's."""
-        frames = self._frames[self._frames != _ABSENT]
-        make_shared(self.cpu, frames)
+        self._drop(range(len(self._frames)))
+
+    def _drop(self, offsets: range) -> None:
+        frames = self._frames[offsets.start : offsets.stop]
+        gone = frames[frames != _ABSENT]
+        frames[:] = _ABSENT
+        self._give_back(gone)
+
+    def _give_back(self, frames: Words) -> None:
         for _, pages in runs(frames):
             self._allocator.release(pages)
-        self._frames[:] = _ABSENT
 
     def _prepare(self, pages: Pages) -> None:
         """What is done with new pages before anyone sees them: nothing, for a restricted file."""
@@ -124,12 +216,16 @@ class PageFile:
 class RestrictedFile(PageFile):
     """memfd_restricted: no read, write or mmap; pages stay where they are and are not zeroed."""
 
+    def _give_back(self, frames: Words) -> None:
+        make_shared(self.cpu, frames)
+        super()._give_back(frames)
+
 
 class UserMemory(PageFile):
-    """Anonymous memory of the VMM: what the guest sees as shared pages."""
+    """Memory that a process can map: zeroed, and what a guest sees as shared pages."""
 
     def _prepare(self, pages: Pages) -> None:
-        self.cpu.write_pages(pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
+        self.cpu.write_pages(pages, np.broadcast_to(_ZEROS, (len(pages), PAGE_SIZE)))
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the mapping."""
@@ -149,6 +245,12 @@ class UserMemory(PageFile):
         else:
             whole = np.frombuffer(data, np.uint8).reshape(-1, PAGE_SIZE)
         self.cpu.write_pages(frames, whole)
+
+
+class AnonymousMemory(UserMemory):
+    """The memory of one private mapping: MADV_DONTNEED frees it, the last munmap ends it."""
+
+    anonymous = True
 
 
 def runs(frames: Words) -> Iterator[tuple[int, range]]:

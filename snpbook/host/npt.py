@@ -11,7 +11,7 @@ from snpbook.hardware.dram import Words
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.memory import PageAllocator
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
-from snpbook.spec.vmcb import PTE_ADDRESS, PTE_PRESENT, PTE_SIZE, PTE_USER, PTE_WRITE, PTES_PER_TABLE
+from snpbook.spec.vmcb import MMIO_ENTRY, PTE_ADDRESS, PTE_PRESENT, PTE_SIZE, PTE_USER, PTE_WRITE, PTES_PER_TABLE
 
 _LEVELS = 4
 _INDEX_BITS = 9
@@ -36,6 +36,20 @@ class NestedTables:
     def map(self, gfn: int, frames: Words) -> None:
         """Map consecutive guest pages from `gfn` on to system pages."""
         self._store(gfn, frames << np.uint64(PAGE_SHIFT) | np.uint64(_RIGHTS))
+
+    def map_mmio(self, gfn: int) -> None:
+        """Map one guest page to nothing, by an entry with a reserved bit: hardware tells an access as MMIO."""
+        self._store(gfn, np.array([MMIO_ENTRY], np.uint64))
+
+    def mapped(self, gfns: range) -> int:
+        """How many of the first pages of a run are mapped, of those that share the first one's table."""
+        number, index = divmod(gfns.start, PTES_PER_TABLE)
+        if (0, number) not in self._tables:
+            return 0
+        count = min(len(gfns), PTES_PER_TABLE - index)
+        entries = np.frombuffer(self._cpu.read(self._tables[0, number] + index * PTE_SIZE, count * PTE_SIZE), "<u8")
+        there = entries & np.uint64(PTE_PRESENT) != 0
+        return count if there.all() else int(np.argmin(there))
 
     def zap(self, gfn: int, count: int) -> None:
         """Remove the mappings of a run of guest pages."""

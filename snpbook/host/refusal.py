@@ -24,7 +24,8 @@ class KernelError(Refusal, OSError):
         self.errno, self.firmware = errno, firmware
 
     def __str__(self) -> str:
-        name = codes.errorcode[self.errno or codes.EIO]
+        number = self.errno or codes.EIO
+        name = codes.errorcode.get(number, f"errno {number}")
         return f"{name}: {super().__str__()}"
 
 

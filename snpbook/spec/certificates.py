@@ -27,6 +27,12 @@ All are UTF8String, the country is PrintableString.
 
 RSA_BITS = 4096
 RSA_EXPONENT = 65537
+RSA_KEY_ALGORITHM = bytes.fromhex("300d06092a864886f70d0101010500")
+P384_KEY_ALGORITHM = bytes.fromhex("301006072a8648ce3d020106052b81040022")
+"""The DER AlgorithmIdentifiers of the two kinds of keys: rsaEncryption in CA certificates, secp384r1 in VEKs."""
+P384_POINT_SIZE = 97
+"""An uncompressed point: the octet 4 and two coordinates."""
+
 PSS_SALT_SIZE = 48
 """All certificates are signed RSASSA-PSS with SHA-384, MGF1-SHA-384 and a salt of the digest's size."""
 
@@ -55,6 +61,8 @@ VEK_SERIAL = 0
 
 HWID_SIZE = 64
 """Bytes of CHIP_ID."""
+HWID_SIZES = {0: HWID_SIZE, 1: 8}
+"""Bytes of it that a VCEK names, by structVersion."""
 SPL_MAX = 127
 UCODE_SPL_MAX = 255
 

@@ -17,8 +17,10 @@ DOCUMENTS = {
     "FW": "AMD-ASPFW, the published Genoa SEV firmware 1.55.25 (behaviour only)",
     "LINUX": "Linux 6.12, the kernel's own headers and sources",
     "V7": "RFC v7 of the SEV-SNP hypervisor series (December 2022)",
+    "UPM": "PATCH v10 of the fd-based approach for supporting KVM (December 2022)",
     "OVMF": "edk2 OvmfPkg, reset vector tables and SEV metadata",
     "QEMU": "QEMU 10.0, target/i386/sev.c",
+    "IGVM": "Independent Guest Virtual Machine file format (Microsoft, crate igvm_defs)",
     "X509": "RFC 5280, RFC 4055 and RFC 8017 (certificates and RSASSA-PSS)",
     "MODEL": "a choice of this model where nothing is published (see LIMITATIONS.md)",
 }

@@ -4,7 +4,7 @@ The buffers that commands take are in `snp_buffers` and `legacy_buffers`, how th
 Sources: SNP ABI and SEV API (commands), Linux include/linux/psp-sev.h and drivers/crypto/ccp.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, bits
@@ -109,7 +109,10 @@ class FirstMailboxRegister(IntEnum):
 
 
 class PspRegister(IntEnum):
-    """Other registers in the PSP's BAR, of the second generation; SEV's completion is bit 1 of INTERRUPT_STATUS."""
+    """Other registers in the PSP's BAR, of the second generation.
+
+    A bit of INTERRUPT_STATUS raises the interrupt where INTERRUPT_ENABLE has it too, and is cleared by writing 1 to it.
+    """
 
     INTERRUPT_ENABLE = 0x10690
     INTERRUPT_STATUS = 0x10694
@@ -125,6 +128,15 @@ class FirstPspRegister(IntEnum):
 
 
 INTERRUPT_DONE = 1 << 1
+"""Of INTERRUPT_STATUS: a command that asked for an interrupt is done."""
+
+
+class PspCapability(IntFlag):
+    """FEATURES: what this secure processor can do; all ones where the register cannot be read."""
+
+    SEV = 1 << 0
+    TEE = 1 << 1
+
 
 MAILBOX_COMMAND = Layout(
     "MailboxCommand",

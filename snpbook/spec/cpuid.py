@@ -15,10 +15,30 @@ from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, Record, bits, uint
 
 SIGNATURE_LEAF, EXTENDED_SIGNATURE_LEAF = 0x1, 0x80000001
+STRUCTURED_FEATURES_LEAF, XSAVE_LEAF = 0x7, 0xD
+OSXSAVE, OSPKE = 1 << 27, 1 << 4
+"""Bits of ECX, of leaf 1 and of leaf 7, that repeat CR4."""
+TOPOLOGY_LEAVES = (0xB, 0x1F)
+XSAVE_LEGACY_SIZE = 0x240
+"""Where extended states begin in an XSAVE area: behind x87, SSE and the header."""
+XSAVEC, XSAVES = 1 << 1, 1 << 3
+"""EAX of leaf 0xD, subleaf 1: the compacted format."""
+XSAVE_ALIGNED, XSAVE_ALIGNMENT = 1 << 1, 64
+"""ECX of a state's subleaf: in the compacted format it begins at a multiple of 64 bytes."""
 ADDRESS_SIZES_LEAF = 0x80000008
 SVM_LEAF = 0x8000000A
+SVM_NESTED_PAGING, SVM_LBR, SVM_NEXT_RIP = 1 << 0, 1 << 1, 1 << 3
+SVM_FLUSH_BY_ASID, SVM_DECODE_ASSISTS = 1 << 6, 1 << 7
 IDLE_HLT_INTERCEPT = 1 << 30
-"""8000_000A EDX: the intercept of a HLT that finds no virtual interrupt pending (Linux cpufeatures.h, word 15)."""
+"""8000_000A EDX: what SVM brings; the last is the intercept of a HLT that finds no virtual interrupt pending (Linux
+cpufeatures.h, word 15)."""
+EXTENDED_FEATURES_2_LEAF = 0x80000021
+NO_NESTED_DATA_BREAKPOINTS = 1 << 0
+"""8000_0021 EAX (Linux cpufeatures.h, word 20)."""
+XSAVE_BASIC_SIZE = 0x240
+"""The size of an XSAVE area of x87 and SSE alone."""
+INITIAL_APIC_ID = 24
+"""The first bit of the APIC id in EBX of leaf 1 (8 bits)."""
 ENCRYPTED_MEMORY_LEAF = 0x8000001F
 SEGMENTED_RMP_LEAF = 0x80000025
 

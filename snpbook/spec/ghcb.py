@@ -56,12 +56,18 @@ class MsrCode(IntEnum):
 
     SEV_INFO = 0x001
     SEV_INFO_REQUEST = 0x002
+    CPUID_REQUEST = 0x004
+    CPUID = 0x005
+    AP_RESET_HOLD_REQUEST = 0x006
+    AP_RESET_HOLD = 0x007
     PREFERRED_GPA_REQUEST = 0x010
     PREFERRED_GPA = 0x011
     REGISTER_GPA_REQUEST = 0x012
     REGISTER_GPA = 0x013
     PAGE_STATE_REQUEST = 0x014
     PAGE_STATE = 0x015
+    RUN_VMPL_REQUEST = 0x016
+    RUN_VMPL = 0x017
     FEATURES_REQUEST = 0x080
     FEATURES = 0x081
     TERMINATE = 0x100
@@ -72,6 +78,8 @@ MSR_DATA_SHIFT = 12
 GFN_NONE = (1 << 52) - 1
 FEATURE_SNP = 1 << 0
 FEATURE_AP_CREATION = 1 << 1
+FEATURE_RESTRICTED_INJECTION = 1 << 2
+FEATURE_MULTI_VMPL = 1 << 5
 
 SEV_INFO = Layout(
     "GhcbMsrSevInfo",
@@ -93,13 +101,130 @@ TERMINATE = Layout(
 )
 
 
-class Nae(IntEnum):
-    """SW_EXITCODE of the events that a guest reports through its GHCB."""
+MSR_CPUID = Layout(
+    "GhcbMsrCpuid",
+    8,
+    Cite("GHCB", "CPUID request by MSR"),
+    [
+        bits("code", 0, 8, 0, 12),
+        bits("register", 0, 8, 30, 2, note="EAX, EBX, ECX, EDX"),
+        bits("value", 0, 8, 32, 32, note="the leaf; in the answer what the register holds"),
+    ],
+)
+MSR_RUN_VMPL = Layout(
+    "GhcbMsrRunVmpl", 8, Cite("GHCB", "run VMPL by MSR"), [bits("code", 0, 8, 0, 12), bits("vmpl", 0, 8, 32, 8)]
+)
 
+
+class Nae(IntEnum):
+    """SW_EXITCODE of the events that a guest reports through its GHCB: intercepts first, then those that are none.
+
+    From HV_DOORBELL on, FEATURES and what follows it apart, Linux 6.12 has none; the meaning of HV_TIMER is from memory.
+    """
+
+    READ_DR7 = 0x27
+    WRITE_DR7 = 0x37
+    RDTSC = 0x6E
+    RDPMC = 0x6F
+    CPUID = 0x72
+    INVD = 0x76
     IOIO = 0x7B
+    MSR = 0x7C
+    VMMCALL = 0x81
+    RDTSCP = 0x87
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
+    MMIO_READ = 0x80000001
+    MMIO_WRITE = 0x80000002
+    NMI_COMPLETE = 0x80000003
+    AP_RESET_HOLD = 0x80000004
+    AP_JUMP_TABLE = 0x80000005
     PAGE_STATE_CHANGE = 0x80000010
     GUEST_REQUEST = 0x80000011
+    EXTENDED_GUEST_REQUEST = 0x80000012
+    AP_CREATION = 0x80000013
+    HV_DOORBELL = 0x80000014
+    HV_IPI = 0x80000015
+    HV_TIMER = 0x80000016
+    APIC_ID_LIST = 0x80000017
+    RUN_VMPL = 0x80000018
+    SECURE_AVIC = 0x8000001A
+    CONFIGURE_INJECTION = 0x8000001B
+    DISABLE_ALTERNATE_INJECTION = 0x8000001C
+    SPECIFIC_EOI = 0x8000001D
     FEATURES = 0x8000FFFD
+    TERMINATE = 0x8000FFFE
+    UNSUPPORTED = 0x8000FFFF
+
+
+NAE_INPUTS: dict[int, tuple[str, ...]] = {
+    Nae.WRITE_DR7: ("rax",),
+    Nae.RDPMC: ("rcx",),
+    Nae.CPUID: ("rax", "rcx"),
+    Nae.MSR: ("rcx",),
+    Nae.VMMCALL: ("rax", "cpl"),
+    Nae.MONITOR: ("rax", "rcx", "rdx"),
+    Nae.MWAIT: ("rax", "rcx"),
+    Nae.MMIO_READ: ("sw_scratch",),
+    Nae.MMIO_WRITE: ("sw_scratch",),
+}
+"""The fields that an event must have filled in beside SW_EXITCODE, SW_EXITINFO1 and 2, where that does not depend on
+what the event asks for (Linux sev_es_validate_vmgexit)."""
+SNP_EVENTS = frozenset([Nae.PAGE_STATE_CHANGE, Nae.GUEST_REQUEST, Nae.EXTENDED_GUEST_REQUEST, Nae.AP_CREATION])
+"""What is for SNP guests alone."""
+SVSM_EVENTS = frozenset([
+    Nae.HV_DOORBELL, Nae.HV_IPI, Nae.HV_TIMER, Nae.APIC_ID_LIST, Nae.RUN_VMPL, Nae.SECURE_AVIC, Nae.CONFIGURE_INJECTION,
+    Nae.DISABLE_ALTERNATE_INJECTION, Nae.SPECIFIC_EOI,
+])  # fmt: skip
+"""What Linux 6.12 does not know."""
+
+
+class ApCreation(IntEnum):
+    """The request of AP_CREATION, in the low bits of SW_EXITINFO1."""
+
+    ON_INIT = 0
+    CREATE = 1
+    DESTROY = 2
+
+
+AP_CREATION = Layout(
+    "ApCreationInfo",
+    8,
+    Cite("GHCB", "SNP AP creation, SW_EXITINFO1"),
+    [
+        bits("request", 0, 8, 0, 16),
+        bits("vmpl", 0, 8, 16, 4),
+        bits("apic_id", 0, 8, 32, 32),
+    ],
+)
+
+
+class Doorbell(IntEnum):
+    """What HV_DOORBELL asks for, in SW_EXITINFO1."""
+
+    GET_PREFERRED = 0
+    SET = 1
+    QUERY = 2
+    CLEAR = 3
+
+
+class VmmError(IntEnum):
+    """The upper half of SW_EXITINFO2 after a guest request: what the hypervisor itself refused (GENERIC from memory)."""
+
+    INVALID_LEN = 1
+    BUSY = 2
+    GENERIC = 3
+
+
+EMPTY_CERTIFICATES = bytes(24)
+"""The certificate table without an entry: the all-zero entry that ends it."""
+SCRATCH_LIMIT = 16 * PAGE_SIZE
+"""GHCB_SCRATCH_AREA_LIMIT of Linux: how long a scratch area outside of the GHCB may be."""
+MMIO_LIMIT = 8
+"""Bytes that an MMIO event of version 2 may move."""
+INJECT = 1
+"""SW_EXITINFO1 where the guest shall take the exception in SW_EXITINFO2."""
 
 
 class GhcbError(IntEnum):

@@ -6,7 +6,11 @@ changed are named where they are used.
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
+
+from snpbook.spec.uapi_kvm import Exit, MemFlag
+from snpbook.spec.uapi_kvm import MemoryAttribute as MemoryAttribute
+from snpbook.spec.uapi_sev import V7_OPS, SevOp
 
 SEV_FEATURES = 0x1
 """SEV_FEATURES that KVM puts into the VMSA of an SNP guest, in the v7 era and in Linux 6.12 by default."""
@@ -14,38 +18,31 @@ SEV_FEATURES = 0x1
 MAX_VCPUS = 1024
 """KVM_MAX_VCPUS of an x86 host by default."""
 
-MEM_PRIVATE = 1 << 2
+MEM_PRIVATE = MemFlag.GUEST_MEMFD
 """KVM_MEM_PRIVATE: the memslot has a restricted file behind it."""
 
-
-class MemoryAttribute(IntFlag):
-    """Attributes of KVM_SET_MEMORY_ATTRIBUTES."""
-
-    READ = 1
-    WRITE = 2
-    EXECUTE = 4
-    PRIVATE = 8
+_V7_ID = {op: number for number, op in V7_OPS.items()}
 
 
 class KvmExit(IntEnum):
-    """Exit reasons of KVM_RUN that an SNP guest meets."""
+    """Exit reasons of KVM_RUN that an SNP guest meets, as the v7 series numbers them."""
 
-    IO = 2
-    HLT = 5
-    SHUTDOWN = 8
-    FAIL_ENTRY = 9
-    SYSTEM_EVENT = 24
-    MEMORY_FAULT = 38
-    VMGEXIT = 50
+    IO = Exit.IO
+    HLT = Exit.HLT
+    SHUTDOWN = Exit.SHUTDOWN
+    FAIL_ENTRY = Exit.FAIL_ENTRY
+    SYSTEM_EVENT = Exit.SYSTEM_EVENT
+    MEMORY_FAULT = Exit.MEMORY_FAULT_V10
+    VMGEXIT = Exit.VMGEXIT
 
 
 class SevCommand(IntEnum):
-    """Sub-commands of KVM_MEMORY_ENCRYPT_OP, v7 numbering (upstream: 100, 101, 102, and INIT2)."""
+    """Sub-commands of KVM_MEMORY_ENCRYPT_OP, v7 numbering."""
 
-    SNP_INIT = 22
-    SNP_LAUNCH_START = 23
-    SNP_LAUNCH_UPDATE = 24
-    SNP_LAUNCH_FINISH = 25
+    SNP_INIT = _V7_ID[SevOp.SNP_INIT]
+    SNP_LAUNCH_START = _V7_ID[SevOp.SNP_LAUNCH_START]
+    SNP_LAUNCH_UPDATE = _V7_ID[SevOp.SNP_LAUNCH_UPDATE]
+    SNP_LAUNCH_FINISH = _V7_ID[SevOp.SNP_LAUNCH_FINISH]
 
 
 class Cmos(IntEnum):

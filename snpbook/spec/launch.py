@@ -42,19 +42,23 @@ CURVE_SECP256K1, CURVE_P384 = 1, 2
 
 SIGNATURE = Layout("EcSignature", 0x200, Cite("SNP", "ECDSA signature format"), [raw("r", 0, 72), raw("s", 72, 72)])
 
+OWNER_ID_SIZE = 16
+"""Family and image are the owner's own numbers."""
+
 ID_BLOCK = Layout(
     "IdBlock",
     0x60,
     Cite("SNP", "ID block"),
     [
         raw("launch_digest", 0x00, DIGEST_SIZE),
-        raw("family_id", 0x30, 16),
-        raw("image_id", 0x40, 16),
+        raw("family_id", 0x30, OWNER_ID_SIZE),
+        raw("image_id", 0x40, OWNER_ID_SIZE),
         uint("version", 0x50, 4),
         uint("guest_svn", 0x54, 4),
         uint("policy", 0x58, 8),
     ],
 )
+ID_BLOCK_VERSION = 1
 
 ID_AUTH = Layout(
     "IdAuthentication",
@@ -155,6 +159,17 @@ def kernel_hash_table(kernel: bytes, initrd: bytes = b"", cmdline: str = "") -> 
     for identifier, content in entries:
         table += identifier.bytes_le + HASH_ENTRY_SIZE.to_bytes(2, "little") + sha256(content).digest()
     return table.ljust(HASH_TABLE_PADDED, b"\0")
+
+
+def kernel_hashes_of(data: bytes) -> dict[str, bytes]:
+    """The hashes in a table anywhere in `data`, by what they are of; none where there is no table."""
+    start = data.find(guid.HASH_TABLE.bytes_le)
+    if start < 0:
+        return {}
+    names = {guid.HASH_CMDLINE: "command line", guid.HASH_INITRD: "initrd", guid.HASH_KERNEL: "kernel"}
+    entries = {name: data.find(identifier.bytes_le, start) for identifier, name in names.items()}
+    header, digest_size = HASH_ENTRY_SIZE - sha256().digest_size, sha256().digest_size
+    return {name: data[at + header :][:digest_size] for name, at in entries.items() if at >= 0}
 
 
 def kernel_hash_page(table: bytes, area_base: int) -> bytes:

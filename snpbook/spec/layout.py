@@ -117,6 +117,8 @@ class Record:
     def __bytes__(self) -> bytes:
         buffer = bytearray(self.layout.size)
         for name, value in self:
+            if not value:  # as the buffer is
+                continue
             field = self.layout.fields[name]
             end = field.offset + field.size
             if field.kind == "raw":

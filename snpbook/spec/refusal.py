@@ -5,7 +5,6 @@ are subclasses beside the numbers that they answer with.
 """
 
 from enum import Enum
-from html import escape
 
 
 class Refusal(Exception):
@@ -29,6 +28,8 @@ class Refusal(Exception):
         return f"{self} [{self.cite}]" if self.cite else str(self)
 
     def _repr_html_(self) -> str:
+        from html import escape  # only notebooks draw tables, and every command imports this module
+
         rows = [("rule", self.rule), ("expected", self.expected), ("found", self.found), ("source", self.cite)]
         body = "".join(
             f'<tr><th scope="row">{name}</th><td>{escape(_show(value))}</td></tr>'

@@ -13,6 +13,7 @@ REPORT_SIZE = 0x4A0
 SIGNED_SIZE = 0x2A0
 SIGNATURE_COMPONENT = 72
 """R and S are little-endian integers of 72 bytes each, the top 24 bytes zero."""
+REPORT_DATA_SIZE = 64
 ECDSA_P384_SHA384 = 1
 VERSIONS = (2, 3, 4, 5)
 
@@ -38,7 +39,7 @@ _FIELDS = [
     bits("author_key_en", 0x048, 4, 0),
     bits("mask_chip_key", 0x048, 4, 1),
     bits("signing_key", 0x048, 4, 2, 3, enum=SigningKey),
-    raw("report_data", 0x050, 64),
+    raw("report_data", 0x050, REPORT_DATA_SIZE),
     raw("measurement", 0x090, 48),
     raw("host_data", 0x0C0, 32),
     raw("id_key_digest", 0x0E0, 48),
@@ -65,6 +66,12 @@ _FIELDS = [
 ]
 
 ATTESTATION_REPORT = Layout("AttestationReport", REPORT_SIZE, Cite("SNP", "ATTESTATION_REPORT"), _FIELDS)
+
+
+FIELDS_SINCE = {
+    "cpuid_family": 3, "cpuid_model": 3, "cpuid_stepping": 3, "launch_mit_vector": 5, "current_mit_vector": 5,
+}  # fmt: skip
+"""Fields that are younger than version 2, and the version that brought each."""
 
 
 def reserved_ranges(version: int) -> list[tuple[int, int]]:

@@ -33,6 +33,9 @@ class SevFeatures(IntFlag):
     IBPB_ON_ENTRY = 1 << 21
 
 
+INJECTION_MODES = SevFeatures.RESTRICTED_INJECTION | SevFeatures.ALTERNATE_INJECTION
+"""How interrupts come: what AP creation may not change."""
+
 REQUIRED_CAPABILITY = {
     SevFeatures.SNP_ACTIVE: SevCapability.SEV_SNP,
     SevFeatures.VIRTUAL_TOM: SevCapability.SEV_SNP,

@@ -238,6 +238,8 @@ MSR_MAP_RANGES = ((0x00000000, 0x0000), (0xC0000000, 0x0800), (0xC0010000, 0x100
 Each MSR has two bits, read and write; MSRs outside the ranges are always intercepted (APM2 15.11).
 """
 MSR_MAP_COUNT = 0x2000
+IOPM_SIZE = 0x3000
+"""The I/O permission map: a bit for each of 65536 ports, and a page for accesses that reach beyond (from memory)."""
 
 
 class FaultError(IntFlag):
@@ -276,6 +278,9 @@ PTE_LARGE_RESERVED = (0, 0x1FE000, 0x3FFFE000, PTE_LARGE)
 Level 0 has PAT in the place of PTE_LARGE, level 3 no large leaves.
 """
 PTES_PER_TABLE = 512
+MMIO_ENTRY = 1 << 50 | PTE_PRESENT | PTE_WRITE | PTE_USER
+"""What KVM puts into nested tables for a page that no memory is behind: it leads nowhere, as a reserved bit does."""
+
 PTE_SIZE = 8
 PAGE_TABLE_LEVELS = 4
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from snpbook.spec.cite import Cite
 from snpbook.spec.layout import Layout, Record, raw, sub, uint
@@ -82,8 +83,22 @@ SAVE_AREA = Layout(
 
 UNSAVED_REGISTERS = ("rcx", "rdx", "rbx", "rbp", "rsi", "rdi", *(f"r{i}" for i in range(8, 16)), "xss", "tsc_aux")
 """Registers that VMRUN and #VMEXIT leave alone without SEV-ES: host software saves and loads them."""
+SYNCED_REGISTERS = (*UNSAVED_REGISTERS[:-1], "xcr0", "pkru")
+"""Registers outside of the VMCB that KVM copies into a save area before it is encrypted (sev_es_sync_vmsa)."""
+X87_STATE = ("x87_dp", "mxcsr", "x87_ftw", "x87_fsw", "x87_fcw", "x87_fop", "x87_rip", "x87_registers", "xmm", "ymm_hi")
+"""State of x87, SSE and AVX that KVM copies along for guests of a newer kind; segments of x87 stay 0."""
+DR7_RESET = 0x400
+"""DR7 without breakpoints."""
 DEBUG_REGISTERS = tuple(f"dr{i}{part}" for part in ("", "_addr_mask") for i in range(4))
 """Breakpoints, which VMRUN and #VMEXIT swap only for a guest with DebugVirtualization."""
+
+XSAVE_PLACES = {
+    "x87_fcw": 0x00, "x87_fsw": 0x02, "x87_ftw": 0x04, "x87_fop": 0x06, "x87_rip": 0x08, "x87_dp": 0x10, "mxcsr": 0x18,
+    "xmm": 0xA0, "ymm_hi": 0x240,
+}  # fmt: skip
+"""Where the standard format of XSAVE has the state of x87, SSE and AVX that a VMSA has, too (APM2 11.5). Of x87 the
+registers lie 16 bytes apart there and 10 here: see `X87_REGISTERS`."""
+X87_REGISTERS, X87_SPACING, X87_SIZE = 0x20, 16, 10
 
 CHECKED_BYTES = 0xFC0
 """The checksum of a SEV-ES guest's VMSA covers bytes 0 to 0xFBF (firmware 1.55.25)."""
@@ -104,14 +119,19 @@ GUEST_FIELDS_AT_LAUNCH = {0x380: bytes(8), 0x388: b"\xff" * 8}
 INITIAL_VMSA_GPA = 0xFFFFFFFFF000
 """Where KVM places the measured VMSAs."""
 BSP_RESET_EIP = 0xFFFFFFF0
+KVM_RESET_TR = 0x83
+"""Attributes of the task segment that KVM itself sets at reset; QEMU sets others (`reset_vmsa`)."""
 
 SNP_ACTIVE = 0x1
 EFER_LME, EFER_LMA, EFER_NXE, EFER_SVME = 0x100, 0x400, 0x800, 0x1000
 CS_LONG = 0x200
 """A segment's attributes are those of a VMCB: bit 9 of a code segment's says 64-bit (with EFER.LMA)."""
 CR0_PE, CR0_ET, CR0_WP, CR0_PG = 0x1, 0x10, 0x10000, 0x80000000
+CR0_CD_NW = 0x60000000
+"""Cache disable and not write-through: SVM guests of KVM have them clear whatever the VMM sets (a quirk)."""
 CR4_PAE, CR4_MCE = 0x20, 0x40
 CR4_PGE, CR4_LA57, CR4_SMEP, CR4_SMAP = 0x80, 0x1000, 0x100000, 0x200000
+CR4_OSXSAVE, CR4_PKE = 0x40000, 0x400000
 RFLAGS_AC = 0x40000
 RFLAGS_IF = 0x200
 
@@ -129,22 +149,29 @@ def reset_vmsa(eip: int, vcpu_signature: int, sev_features: int, vmm: Vmm = Vmm.
 
     `vcpu_signature` is CPUID Fn1 EAX of the vCPU model; KVM leaves it in RDX.
     """
+    attrib = 0x9A if vmm is Vmm.EC2 and eip == BSP_RESET_EIP else 0x9B
+    code = SEGMENT.record(selector=0xF000, attrib=attrib, limit=0xFFFF, base=eip & 0xFFFF0000)
+    return _reset_but_entry(vcpu_signature, sev_features, vmm).replace(cs=code, rip=eip & 0xFFFF)
+
+
+@lru_cache(maxsize=1)
+def _reset_but_entry(vcpu_signature: int, sev_features: int, vmm: Vmm) -> Record:
+    """What the vCPUs of a launch have in common: all but the place where each starts."""
     qemu, ec2 = vmm is Vmm.QEMU, vmm is Vmm.EC2
-    cs_attrib = 0x9A if ec2 and eip == BSP_RESET_EIP else 0x9B
 
-    def segment(attrib: int, selector: int = 0, base: int = 0) -> Record:
-        return SEGMENT.record(selector=selector, attrib=attrib, limit=0xFFFF, base=base)
+    def segment(attrib: int) -> Record:
+        return SEGMENT.record(attrib=attrib, limit=0xFFFF)
 
+    data, table = segment(0x93), segment(0)
     return VMSA.record(
-        es=segment(0x93),
-        cs=segment(cs_attrib, 0xF000, eip & 0xFFFF0000),
-        ss=segment(0x92 if ec2 else 0x93),
-        ds=segment(0x93),
-        fs=segment(0x93),
-        gs=segment(0x93),
-        gdtr=segment(0),
+        es=data,
+        ss=segment(0x92) if ec2 else data,
+        ds=data,
+        fs=data,
+        gs=data,
+        gdtr=table,
         ldtr=segment(0x82),
-        idtr=segment(0),
+        idtr=table,
         tr=segment(0x83 if ec2 else 0x8B),
         efer=EFER_SVME,
         cr4=CR4_MCE,
@@ -152,7 +179,6 @@ def reset_vmsa(eip: int, vcpu_signature: int, sev_features: int, vmm: Vmm = Vmm.
         dr7=0x400,
         dr6=0xFFFF0FF0,
         rflags=2,
-        rip=eip & 0xFFFF,
         g_pat=0x70106 if vmm is Vmm.GCE else 0x0007040600070406,
         rdx=vcpu_signature if qemu else 0x600,
         sev_features=sev_features,

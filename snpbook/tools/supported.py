@@ -42,7 +42,7 @@ PAGE = Path(__file__).resolve().parents[2] / "SUPPORTED.md"
 _C, _T = Command, MessageType
 _TMR = "Nothing is kept in the trusted memory region, and the host can go on reading and writing it."
 _NO_FAILURE = "HWERROR_UNSAFE is never answered: the model's hardware does not fail."
-_CORES = "APIC ids are the numbers of cores. A guest runs on every core, also on complexes that were not named."
+_CORES = "APIC ids are the numbers of cores."
 _IMAGE = (
     "The image's format is the model's own, signed with a toy key; an image holds no code, but names a release of the "
     "ABI. AMD's images are refused (INVALID_LENGTH, BAD_SIGNATURE)."
@@ -62,7 +62,7 @@ COMMAND_DIFFERENCES: Mapping[Command, str] = {
     _C.SHUTDOWN: _NO_FAILURE,
     _C.DF_FLUSH: "It does not switch the trusted memory region on, which nothing here protects.",
     _C.DOWNLOAD_FIRMWARE: _IMAGE,
-    _C.GET_ID: "The firmware knows one socket: 64 bytes, also where there are two chips and room for both.",
+    _C.GET_ID: "The chip of the second socket is made from the first one's secret.",
     _C.ACTIVATE_EX: _CORES,
     _C.LAUNCH_UPDATE_VMSA: "The table of checksums has no end: RESOURCE_LIMIT is never answered.",
     _C.LAUNCH_FINISH: _NO_FAILURE,

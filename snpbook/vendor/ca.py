@@ -6,8 +6,9 @@ fingerprints of `data/roots/toy.toml`, in file names and in every repr. Source: 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -30,6 +31,8 @@ from snpbook.spec.pem import der_from_pem, pem_from_der
 from snpbook.spec.policy import Tcb
 from snpbook.spec.resources import resource
 
+ISSUED = datetime(2026, 1, 1, tzinfo=UTC)
+"""When the simulated world's attestation keys were certified: fixed, so that certificates are the same each time."""
 Extension = tuple[VekExtension, int | str | bytes]
 
 
@@ -72,9 +75,16 @@ class AmdCa:
     def __repr__(self) -> str:
         return f"AmdCa(toy, {self.line.name}, ARK sha256 {self.ark.fingerprint[:16]})"
 
-    def chain_pem(self) -> str:
-        """ASK, then ARK: what the KDS serves as a VCEK's `cert_chain`."""
-        return self.ask.pem + self.ark.pem
+    def chain_pem(self, service: str = "vcek") -> str:
+        """What the KDS serves as `cert_chain` of "vcek" or "vlek": ASK or ASVK, then ARK."""
+        intermediate = next(ca for ca in (self.ask, self.asvk) if ca.facts.service == service)
+        return intermediate.pem + self.ark.pem
+
+    def crl(self, issued: datetime, next_update: datetime, revoked: Iterable[int] = ()) -> bytes:
+        """DER of the ARK's revocation list; `revoked` are serial numbers, withdrawn when it is issued."""
+        from snpbook.vendor.certificates import revocation_list
+
+        return revocation_list(self.ark.facts, self.ark.key, issued, next_update, revoked)
 
     def issue_vcek(self, chip_id: bytes, tcb: Tcb, public_key: ec.EllipticCurvePublicKey, issued: datetime) -> bytes:
         """DER of the certificate of a chip's key at `tcb`, valid for seven years; `chip_id` as reports carry it."""

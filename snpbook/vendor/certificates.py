@@ -73,6 +73,25 @@ def vek_certificate(
     return _sign(builder, issuer_key, VEK_SERIAL, PSS_ALGORITHM_EXPLICIT if explicit else PSS_ALGORITHM)
 
 
+def revocation_list(
+    ark: CaFacts, ark_key: rsa.RSAPrivateKey, issued: datetime, next_update: datetime, revoked: Iterable[int]
+) -> bytes:
+    """DER of the ARK's CRL, with the extensions that RFC 5280 asks for (unconfirmed), its time as number (MODEL)."""
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(_name(ark.common_name))
+        .last_update(issued)
+        .next_update(next_update)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ark_key.public_key()), critical=False)
+        .add_extension(x509.CRLNumber(int(issued.timestamp())), critical=False)
+    )
+    for serial in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(issued).build()
+        builder = builder.add_revoked_certificate(entry)
+    tbs = builder.sign(ark_key, hashes.SHA384(), rsa_padding=pss.PADDING).tbs_certlist_bytes
+    return _der(_SEQUENCE, tbs, PSS_ALGORITHM, _der(_BIT_STRING, b"\0", pss.sign(ark_key, tbs)))
+
+
 def _builder(
     issuer: str,
     subject: str,

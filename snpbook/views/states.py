@@ -18,15 +18,17 @@ from snpbook.views.tables import Markup, table
 
 _PLACES = {
     PageState.HYPERVISOR: (76, 150), PageState.GUEST_INVALID: (350, 80), PageState.GUEST_VALID: (640, 80),
-    PageState.PRE_GUEST: (350, 220), PageState.PRE_SWAP: (640, 220), PageState.RECLAIM: (76, 320),
-    PageState.FIRMWARE: (350, 320), PageState.CONTEXT: (640, 320),
+    PageState.PRE_GUEST: (350, 230), PageState.PRE_SWAP: (640, 230), PageState.RECLAIM: (76, 350),
+    PageState.FIRMWARE: (350, 350), PageState.CONTEXT: (640, 350), PageState.HV_FIXED: (76, 480),
+    PageState.METADATA: (640, 480),
 }  # fmt: skip
-_WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 372
+_WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 532
 _APART, _TOP = 15, 22
+_OFF_CENTRE = 0.36
+"""Where the label of an arrow stands that may cross another one half-way."""
 _LEFT_OUT = (
-    "Left out: HV-Fixed and Firmware-IOMMU, which the firmware makes when it builds the table (HV-Fixed also by "
-    "SNP_PAGE_SET_STATE), and Metadata, which it makes of a Firmware page for what belongs to swapped pages "
-    "(SNP_PAGE_MD_INIT)."
+    "Left out: Firmware-IOMMU and the first HV-Fixed pages, which the firmware makes as it builds the table; and that "
+    "after a plain SNP_SHUTDOWN a legacy command lets go of its buffer's page, whatever its state."
 )
 _DASHES = {Mover.HOST: "none", Mover.GUEST: "7 3", Mover.FIRMWARE: "2 3"}
 
@@ -40,12 +42,23 @@ def page_life(current: PageState | None = None) -> Static:
     ]
     caption = "The life of a page" if current is None else f"A page that is {PAGES[current].label}"
     listing = table(caption, ["from", "to", "moved by", "with", "given"], rows, mono=["with"])
-    alt = f"The states of a page, and {len(PAGE_TRANSITIONS)} arrows between them: the table below lists them."
+    arrows = _arrows()
+    alt = f"The states of a page, and {len(arrows)} arrows between them: the table below lists them."
     if current is not None:
         alt = f"The states of a page, {PAGES[current].label} marked: the table below lists what leads out of it."
     html = f"<p>{escape(_LEFT_OUT)}</p>"
     html += f"<details><summary>{len(rows)} transitions as a table</summary>{listing.html}</details>"
-    return Static(f"{listing.text}\n{_LEFT_OUT}", Markup(image(_picture(PAGE_TRANSITIONS, current), alt), alt) + html)
+    return Static(f"{listing.text}\n{_LEFT_OUT}", Markup(image(_picture(arrows, current), alt), alt) + html)
+
+
+def _arrows() -> list[Transition]:
+    """The transitions as they are drawn: those of one mover between the same states as one, which names them all."""
+    found: dict[tuple[PageState, PageState, Mover], list[str]] = {}
+    for one in PAGE_TRANSITIONS:
+        labels = found.setdefault((one.source, one.target, one.mover), [])
+        label = one.by.removeprefix("SNP_").removeprefix("PAGE_")
+        labels += [label] if label not in labels else []
+    return [Transition(*way, by=", ".join(labels)) for way, labels in found.items()]
 
 
 def _picture(transitions: Sequence[Transition], current: PageState | None) -> str:
@@ -57,8 +70,8 @@ def _picture(transitions: Sequence[Transition], current: PageState | None) -> st
         nodes.append(element("rect", x=x - _WIDE / 2 - 5, y=y - _HIGH / 2 - 5, width=_WIDE + 10, height=_HIGH + 10,
                              rx=9, fill="none", stroke=LIGHT.text, stroke_width=3))  # fmt: skip
     legend = [
-        element("path", d=f"M{8 + 120 * at} 362h34", stroke_dasharray=dash, **LINE)
-        + words(mover.value, 48 + 120 * at, 366, font_size=11)
+        element("path", d=f"M{8 + 120 * at} {_HEIGHT - 10}h34", stroke_dasharray=dash, **LINE)
+        + words(mover.value, 48 + 120 * at, _HEIGHT - 6, font_size=11)
         for at, (mover, dash) in enumerate(_DASHES.items())
     ]
     return document(_WIDTH, _HEIGHT, element("defs", head()), *lines, *nodes, *labels, *legend)
@@ -76,7 +89,7 @@ def _node(state: PageState, x: int, y: int) -> str:
 def _arrow(one: Transition, all_: Sequence[Transition]) -> tuple[str, str]:
     """A line with its arrow head, and its label: the lines between two states lie side by side."""
     (x0, y0), (x1, y1) = _PLACES[one.source], _PLACES[one.target]
-    label, dash = one.by.removeprefix("SNP_"), _DASHES[one.mover]
+    label, dash = one.by, _DASHES[one.mover]
     if {one.source, one.target} == {PageState.GUEST_VALID, PageState.HYPERVISOR}:  # over the top, past Guest-Invalid
         path = f"M{x0} {y0 - _HIGH / 2:g}V{_TOP}H{x1}V{y1 - _HIGH / 2:g}"
         at = (x0 + x1) / 2, _TOP + 4.0
@@ -86,7 +99,7 @@ def _arrow(one: Transition, all_: Sequence[Transition]) -> tuple[str, str]:
         shift = (same.index(one) - (len(same) - 1) / 2) * _APART
         start, stop = ends(Box(x0, y0, _WIDE, _HIGH), Box(x1, y1, _WIDE, _HIGH), shift)
         path = f"M{start[0]:.6g} {start[1]:.6g}L{stop[0]:.6g} {stop[1]:.6g}"
-        part = 0.5 if y0 == y1 else (same.index(one) + 1) / (len(same) + 1)
+        part = 0.5 if y0 == y1 else (same.index(one) + 1) / (len(same) + 1) if len(same) > 1 else _OFF_CENTRE
         part = part if (x1, y1) > (x0, y0) else 1 - part
         at = start[0] + part * (stop[0] - start[0]), start[1] + part * (stop[1] - start[1]) + 4
     return line(path, dash), words(label, at[0], at[1], font_size=10, fill=LIGHT.text, **HALO)

@@ -34,11 +34,12 @@ HOST_MOVES: Mapping[PageState, NewState] = {
 }
 """What RMPUPDATE makes of a page that is the hypervisor's."""
 COMMANDS = tuple(command for command in Command if command not in NOT_MODELLED)
-_OUTPUT = SPARE + PAGE_SIZE
+OUTPUT = SPARE + PAGE_SIZE
+"""The page into which commands write."""
 _DEFAULTS: Mapping[str, int] = {
-    "gctx_paddr": CONTEXT, "page_paddr": SPARE, "page": SPARE >> PAGE_SHIFT, "status_paddr": _OUTPUT, "asid": ASID,
-    "feature_info_paddr": _OUTPUT, "policy": DEFAULT_POLICY, "page_type": LaunchPage.NORMAL, "init_rmp": 1,
-    "handle": HANDLE, "paddr": SPARE, "len": PAGE_SIZE, "src_paddr": SPARE, "dst_paddr": _OUTPUT,
+    "gctx_paddr": CONTEXT, "page_paddr": SPARE, "page": SPARE >> PAGE_SHIFT, "status_paddr": OUTPUT, "asid": ASID,
+    "feature_info_paddr": OUTPUT, "policy": DEFAULT_POLICY, "page_type": LaunchPage.NORMAL, "init_rmp": 1,
+    "handle": HANDLE, "paddr": SPARE, "len": PAGE_SIZE, "src_paddr": SPARE, "dst_paddr": OUTPUT,
 }  # fmt: skip
 """What the form proposes, by the name of a field; other fields are zero, but for the buffer's own length."""
 _OWN_DEFAULTS: Mapping[tuple[Command, str], int] = {

@@ -12,19 +12,31 @@ import ipywidgets as w
 from snpbook.hardware.exits import HostPageFault
 from snpbook.spec.commands import Command
 from snpbook.spec.pages import PAGE_SHIFT, PageState
+from snpbook.spec.swap import SwapType
 from snpbook.spec.transitions import PAGE_TRANSITIONS, Mover
 from snpbook.views.palette import PAGES
 from snpbook.views.state_machines import MACHINES, state_machine
 from snpbook.views.states import page_life
 from snpbook.views.static import Static
-from snpbook.widgets.mailbox_console import HOST_MOVES, MailboxConsole
+from snpbook.widgets.mailbox_console import HOST_MOVES, OUTPUT, MailboxConsole
 from snpbook.widgets.view import Panel, View
 
 PAGE = "page"
 _TITLES = {**{name: machine.title for name, machine in MACHINES.items()}, PAGE: "A page"}
-_OPERAND = {Command.SNP_GCTX_CREATE: "gctx_paddr", Command.SNP_DECOMMISSION: "gctx_paddr",
-            Command.SNP_LAUNCH_UPDATE: "page_paddr", Command.SNP_PAGE_RECLAIM: "page"}  # fmt: skip
-"""The field by which each command that moves a page names it."""
+_OPERAND = {
+    Command.SNP_GCTX_CREATE: "gctx_paddr", Command.SNP_DECOMMISSION: "gctx_paddr",
+    Command.SNP_LAUNCH_UPDATE: "page_paddr", Command.SNP_PAGE_RECLAIM: "page", Command.SNP_PAGE_MD_INIT: "page_paddr",
+    Command.SNP_PAGE_SWAP_OUT: "src_paddr", Command.SNP_PAGE_SWAP_IN: "dst_paddr", Command.SNP_PAGE_MOVE: "src_paddr",
+    Command.SNP_PAGE_UNSMASH: "page_paddr",
+}  # fmt: skip
+"""The field by which each command that moves a page names it; the others have it in a list, a message or a buffer."""
+_GIVEN = {
+    Command.SNP_PAGE_SWAP_OUT: {"root_mdata_en": 1, "dst_paddr": OUTPUT},
+    Command.SNP_PAGE_SWAP_IN: {"root_mdata_en": 1, "src_paddr": OUTPUT},
+    Command.SNP_PAGE_MOVE: {"dst_paddr": OUTPUT},
+}
+"""Their other operands: a swapped page goes to one page and comes back from there, its entry is in the context."""
+_SWAPS = (Command.SNP_PAGE_SWAP_OUT, Command.SNP_PAGE_SWAP_IN)
 
 
 class StateMachines(View, w.VBox):
@@ -126,7 +138,10 @@ class StateMachines(View, w.VBox):
         command, fields = Command[name], {}
         if self.machine.value == PAGE:
             operand = _OPERAND[command]
-            fields = {operand: self._address() >> (PAGE_SHIFT if operand == "page" else 0)}
+            fields = {operand: self._address() >> (PAGE_SHIFT if operand == "page" else 0), **_GIVEN.get(command, {})}
+            if command in _SWAPS:
+                own = self.page_state in (PageState.METADATA, PageState.FIRMWARE)
+                fields["page_type"] = SwapType.METADATA if own else SwapType.DATA
         self.console.send(command, **fields)
         return str(self.console.made)
 

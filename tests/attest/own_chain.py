@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from cryptography import x509
@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import NameOID
 
 from snpbook.attest.certs import Certificate
+from snpbook.attest.crl import RevocationList
 from snpbook.attest.roots import Roots
 from snpbook.spec.report import ATTESTATION_REPORT, SIGNED_SIZE
 from snpbook.spec.resources import resource
+from tests.reference.attestation import items
 
 AMD = "1.3.6.1.4.1.3704.1"
 ISSUED, EXPIRES = datetime(2025, 1, 1, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)
@@ -43,6 +45,22 @@ def amd(common_name: str, organisation: str = "Advanced Micro Devices") -> x509.
         NameOID.ORGANIZATION_NAME: organisation, NameOID.COMMON_NAME: common_name,
     }  # fmt: skip
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in values.items()])
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    size = len(content)
+    octets = size.to_bytes(-(-size.bit_length() // 8), "big")
+    return bytes([tag, *([size] if size < 128 else [0x80 + len(octets), *octets])]) + content
+
+
+def resigned(cert: bytes, key: rsa.RSAPrivateKey, edit: Callable[[bytes], bytes]) -> bytes:
+    """A certificate or list with an edited signed part, its length kept right, and a good signature over that."""
+    ((_, body, _),) = items(cert)
+    (_, tbs, _), (_, _, algorithm), _ = items(body)
+    edited = der(0x30, edit(tbs))
+    signature = key.sign(edited, padding.PSS(padding.MGF1(SHA384()), 48), SHA384())
+    return der(0x30, edited, edit(algorithm), der(3, b"\0", signature))
 
 
 def integer(value: int) -> bytes:
@@ -86,6 +104,11 @@ class OwnChain:
     hash: HashAlgorithm = field(default_factory=SHA384)
     salt: int = 48
     ask_is_ca: bool = True
+    ask_path: int | None = 0
+    ask_critical: bool = True
+    ask_extension: x509.ExtensionType | None = None
+    ark_signs_lists: bool = True
+    vek_edit: Callable[[bytes], bytes] | None = None
     issued: datetime = ISSUED
     expires: datetime = EXPIRES
     critical: bool = False
@@ -94,12 +117,13 @@ class OwnChain:
     @cached_property
     def ark(self) -> Certificate:
         name = amd(f"ARK-{self.product}", self.organisation)
-        return self._certificate(name, name, self.ark_key.public_key(), self.ark_key, _ca(None))
+        extend = _ca(None, crl_sign=self.ark_signs_lists)
+        return self._certificate(name, name, self.ark_key.public_key(), self.ark_key, extend)
 
     @cached_property
     def ask(self) -> Certificate:
         name = amd(self.ask_name or f"SEV-{self.product}")
-        extensions = _ca(0) if self.ask_is_ca else _no_ca()
+        extensions = _ca(self.ask_path, self.ask_critical, self.ask_extension) if self.ask_is_ca else _no_ca()
         signer = self.ask_signer or self.ark_key
         return self._certificate(
             name, amd(f"ARK-{self.product}", self.organisation), self.ask_key.public_key(), signer, extensions
@@ -116,7 +140,27 @@ class OwnChain:
             return builder
 
         issuer = amd(self.ask_name or f"SEV-{self.product}")
-        return self._certificate(amd(self.vek_name), issuer, self.vek_key.public_key(), self.ask_key, extend)
+        vek = self._certificate(amd(self.vek_name), issuer, self.vek_key.public_key(), self.ask_key, extend)
+        return Certificate.read(resigned(vek.der, self.ask_key, self.vek_edit)) if self.vek_edit else vek
+
+    def crl(
+        self,
+        *serials: int,
+        issued: datetime = ISSUED,
+        days: int = 3650,
+        signer: rsa.RSAPrivateKey | None = None,
+        critical: bool = False,
+    ) -> RevocationList:
+        """The root's revocation list."""
+        builder = x509.CertificateRevocationListBuilder().issuer_name(amd(f"ARK-{self.product}", self.organisation))
+        builder = builder.last_update(issued).next_update(issued + timedelta(days=days))
+        for serial in serials:
+            revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(issued)
+            builder = builder.add_revoked_certificate(revoked.build())
+        builder = builder.add_extension(x509.CRLNumber(1), critical)
+        scheme = padding.PSS(padding.MGF1(SHA384()), 48)
+        signed = builder.sign(signer or self.ark_key, SHA384(), rsa_padding=scheme)
+        return RevocationList.read(signed.public_bytes(Encoding.DER))
 
     @property
     def certificates(self) -> list[Certificate]:
@@ -153,10 +197,20 @@ class OwnChain:
         return Certificate.read(builder.sign(signer, self.hash, rsa_padding=scheme).public_bytes(Encoding.DER))  # type: ignore[arg-type]
 
 
-def _ca(path_length: int | None) -> Callable[[x509.CertificateBuilder], x509.CertificateBuilder]:
-    usage = x509.KeyUsage(False, False, False, False, False, True, False, False, False)
+def _ca(
+    path_length: int | None,
+    critical: bool = True,
+    other: x509.ExtensionType | None = None,
+    crl_sign: bool = False,
+) -> Callable[[x509.CertificateBuilder], x509.CertificateBuilder]:
+    usage = x509.KeyUsage(False, False, False, False, False, True, crl_sign, False, False)
     constraints = x509.BasicConstraints(ca=True, path_length=path_length)
-    return lambda builder: builder.add_extension(constraints, True).add_extension(usage, True)
+
+    def extend(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
+        builder = builder.add_extension(constraints, critical).add_extension(usage, critical)
+        return builder.add_extension(other, not isinstance(other, x509.AuthorityKeyIdentifier)) if other else builder
+
+    return extend
 
 
 def _no_ca() -> Callable[[x509.CertificateBuilder], x509.CertificateBuilder]:

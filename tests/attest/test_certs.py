@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snpbook.attest.certs import Certificate, load_certificates
+from snpbook.attest.bundle import load_certificates
+from snpbook.attest.certs import Certificate
+from snpbook.attest.chain import authority_fault
 from snpbook.attest.checks import MalformedEvidence, NotGenuine
 from snpbook.attest.roots import ROOT_SETS, named_roots, own_roots
 from tests.attest.own_chain import OwnChain
@@ -40,7 +42,8 @@ def test_amds_chains_have_the_published_fingerprints(name: str) -> None:
     assert intermediate.signed_by(root)
     assert not root.signed_by(intermediate)
     assert intermediate.has_ca_key
-    assert intermediate.may_sign_certificates
+    assert (authority_fault(root, 1), authority_fault(intermediate, 0)) == ("", "")
+    assert authority_fault(intermediate, 1) == "a path of at most 0"
 
 
 @needs_vectors
@@ -103,7 +106,7 @@ def test_a_damaged_certificate_raises_nothing_else(offset: int, mask: int) -> No
     except (MalformedEvidence, NotGenuine):
         return
     assert not (certificate.signed_by(CHAIN.ark) and certificate.tbs != CHAIN.ask.tbs)
-    assert certificate.may_sign_certificates in (True, False)
+    assert isinstance(authority_fault(certificate, 0), str)
 
 
 @given(st.binary(max_size=300))

@@ -5,15 +5,15 @@ from hashlib import sha256, sha384
 import pytest
 
 from snpbook.attest.measure import (
-    ZERO_DIGEST,
     firmware_digest,
-    legacy_digest,
+    legacy_runs,
     snp_digest,
-    svsm_digest,
     svsm_gpa,
+    svsm_runs,
     svsm_vmsa_pages,
     vmsa_pages,
 )
+from snpbook.attest.measure_chain import ZERO_DIGEST, launch_digest, legacy_digest
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.launch import kernel_hash_table
 from snpbook.spec.vmsa import VCPU_TYPES, VMSA, Vmm
@@ -108,11 +108,11 @@ def test_published_digests_of_other_modes() -> None:
         "086e2e9149ebf45abdc3445fba5b2da8270bdbb04094d7a2c37faaa4b24af3aa16aff8c374c2a55c467a50da6d466b74"
     )
     console = kernel_hash_table(b"", b"", CONSOLE)
-    assert legacy_digest(image, kernel_hashes=console).hex() == (
+    assert legacy_digest(legacy_runs(image, kernel_hashes=console)).hex() == (
         "82a3ee5d537c3620628270c292ae30cb40c3c878666a7890ee7ef2a08fb535ff"
     )
     vmsas = vmsa_pages(image, 1, EPYC, 0)
-    assert legacy_digest(image, vmsas=vmsas, kernel_hashes=kernel_hash_table(b"")).hex() == (
+    assert legacy_digest(legacy_runs(image, vmsas=vmsas, kernel_hashes=kernel_hash_table(b""))).hex() == (
         "13810ae661ea11e2bb205621f582fee268f0367c8f97bc297b7fadef3e12002c"
     )
 
@@ -175,7 +175,7 @@ def test_images_without_what_a_guest_needs() -> None:
     with pytest.raises(ImageError, match="no SEV-ES reset block"):
         vmsa_pages(bare, 1, EPYC)
     with pytest.raises(ImageError, match="no area for kernel hashes"):
-        legacy_digest(bare, kernel_hashes=KERNEL)
+        legacy_digest(legacy_runs(bare, kernel_hashes=KERNEL))
     stopped = Image.parse(ovmf.image([bytes(4096)], [ovmf.entry(ovmf.RESET, bytes(4))]))
     assert len(vmsa_pages(stopped, 1, EPYC)) == 1
     with pytest.raises(ImageError, match="only one vCPU"):
@@ -191,7 +191,9 @@ def test_svsm_lies_below_the_variable_store() -> None:
     pages = svsm_vmsa_pages(firmware, svsm, 0x1000, 3, EPYC)
     assert len(set(pages)) == 1
     assert VMSA.unpack(pages[0]).rip == svsm_gpa(firmware, svsm, 0x1000) + 0x10
-    assert svsm_digest(firmware, svsm, 0x1000, pages) != svsm_digest(firmware, svsm, 0x2000, pages)
+    assert launch_digest(svsm_runs(firmware, svsm, 0x1000, pages)) != launch_digest(
+        svsm_runs(firmware, svsm, 0x2000, pages)
+    )
     with pytest.raises(ImageError, match="no SVSM entry"):
         svsm_vmsa_pages(firmware, firmware, 0, 1, EPYC)
     with pytest.raises(ImageError, match="does not fit"):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from snpbook.attest.certs import Certificate, load_certificates
+from snpbook.attest.bundle import load_certificates
+from snpbook.attest.certs import Certificate
 from snpbook.attest.parse import Evidence
 
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"

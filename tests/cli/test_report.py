@@ -4,59 +4,21 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from snpbook.cli.main import main
 from snpbook.spec import guid
 from snpbook.spec.resources import resource
-from tests.attest.own_chain import CHIP_ID, OwnChain
+from tests.attest.own_chain import CHIP_ID
 from tests.attest.test_certs import pem
-from tests.attest.test_parse import table
-from tests.attest.vectors import NOW, VECTORS, chain_file, needs_vectors, real_report, report_file, vcek_file
+from tests.attest.test_evidence import table
+from tests.attest.vectors import VECTORS, chain_file, needs_vectors, real_report, report_file, vcek_file
+from tests.cli.report_runs import CHAIN, JUNE, Run, evidence, run
 
-CHAIN = OwnChain()
+__all__ = ["evidence", "run"]
+
 DEBUG = 1 << 19
-JUNE = ["--now", NOW.isoformat()]
-
-
-@dataclass
-class Ending:
-    """How one run of `snpbook report` ended."""
-
-    code: int
-    output: str
-    errors: str
-
-
-Run = Callable[..., Ending]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `snpbook report` with those arguments; whatever it says keeps to the contract's form."""
-    monkeypatch.delenv("SNPBOOK_CERTS", raising=False)
-
-    def run(*arguments: str | Path) -> Ending:
-        code = main(["report", *map(str, arguments)])
-        captured = capsys.readouterr()
-        assert captured.err.count("\n") <= 2
-        assert (captured.err == "") == (code == 0)
-        return Ending(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def evidence(tmp_path: Path) -> Path:
-    """A folder with evidence of our own: report.bin, and chain.pem with the root in own.pem."""
-    (tmp_path / "report.bin").write_bytes(CHAIN.report())
-    (tmp_path / "chain.pem").write_bytes(pem(CHAIN.vek.der) + pem(CHAIN.ask.der))
-    (tmp_path / "own.pem").write_bytes(pem(CHAIN.ark.der))
-    return tmp_path
 
 
 @needs_vectors
@@ -211,7 +173,7 @@ NO_REPORT = {
     "truncated hex": CHAIN.report().hex().encode()[:-2],
     "odd hex": CHAIN.report().hex().encode()[:-1],
     "a byte too many": CHAIN.report() + b"\n",
-    "base64": b64encode(CHAIN.report()),
+    "cut base64": b64encode(CHAIN.report())[:-4],
     "a certificate": pem(CHAIN.vek.der),
 }
 
@@ -276,7 +238,21 @@ def test_as_a_process() -> None:
         assert run.returncode == code
         assert "Traceback" not in run.stderr
         assert "\x1b" not in run.stdout
-    program = "import sys, snpbook.cli.report; sys.exit('numpy' in sys.modules or 'rich' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     program = "import sys, snpbook.attest; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@needs_vectors
+def test_numpy_is_not_loaded() -> None:
+    """Nor rich: both commands, run to their ends."""
+    certificates = ["--certs", str(vcek_file("genoa")), "--certs", str(chain_file("genoa")), *JUNE]
+    commands = [["report", "show", str(report_file("genoa"))], ["report", "verify", str(report_file("genoa"))]]
+    program = """
+import sys
+from snpbook.cli.main import main
+assert main(sys.argv[1:]) == 0
+sys.exit('numpy' in sys.modules or 'rich' in sys.modules)
+"""
+    for command, options in zip(commands, ([], certificates), strict=True):
+        arguments = [sys.executable, "-c", program, *command, *options]
+        assert subprocess.run(arguments, check=False, capture_output=True).returncode == 0

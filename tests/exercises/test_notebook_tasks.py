@@ -12,6 +12,7 @@ CHAPTERS = {
     "01_memory_encryption.ipynb": "memory_encryption",
     "02_reverse_map_table.ipynb": "reverse_map_table",
     "03_secure_processor.ipynb": "secure_processor",
+    "04_host_setup.ipynb": "host_setup",
 }
 WORDS = {1: "easy", 2: "middling", 3: "hard"}
 HEAD = re.compile(r"^\*\*(\d)\. (.+?)\*\* \((\d+) minutes, (\w+)(?:; needs (.+?))?\) (.+)", re.MULTILINE)

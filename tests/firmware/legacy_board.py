@@ -22,8 +22,8 @@ PLAIN_ASID, ES_ASID = 110, 2
 class LegacyBoard(Board):
     """A board whose kernel turned memory encryption on; `seed` makes it another chip with other randomness."""
 
-    def __init__(self, name: str = "milan", seed: str = "tests") -> None:
-        super().__init__(name)
+    def __init__(self, name: str = "milan", seed: str = "tests", *, sockets: int = 1) -> None:
+        super().__init__(name, sockets=sockets)
         self.psp.chip, self.psp.rng = Chip.from_seed(seed, name), counting_rng(seed.encode())
         for core in self.machine.cores:
             core.wrmsr(Msr.SYSCFG, 1 << 23)

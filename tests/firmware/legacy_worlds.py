@@ -138,6 +138,9 @@ def _send_update_vmsa(board: Board, w: World, r: Request) -> None:
 
 
 def _swap_out(board: Board, w: World, r: Request) -> None:
+    held = w.handles[r.handle].asid if r.handle in w.handles else 0
+    if not r.crc and held and write(board, r.src_paddr, b""):
+        seal(board.machine, held, r.src_paddr // PAGE)
     for handle, guest in board.psp.legacy.guests.items():
         if not r.ivs:
             values = {name: getattr(guest, name) for name in LegacyGuest.__slots__}

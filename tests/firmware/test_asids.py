@@ -11,7 +11,7 @@ from snpbook.spec.states import GuestState
 from snpbook.spec.status import FirmwareRefusal, Status
 from tests.machines import GCTX, PAGE, Board
 
-SECOND = GCTX + PAGE
+SECOND, LIST = GCTX + PAGE, GCTX + 2 * PAGE
 
 
 def states(board: Board, asid: int = 1) -> list[str]:
@@ -42,6 +42,26 @@ def test_from_init_to_the_next_guest() -> None:
     board.ok(Command.SNP_DF_FLUSH)
     assert states(board) == ["CLEAN", "CLEAN"]
     board.ok(Command.SNP_ACTIVATE, gctx_paddr=SECOND, asid=1)
+
+
+def test_a_guest_runs_on_the_complexes_that_activate_ex_lists() -> None:
+    """Further ones come with further calls, before and after the launch is finished."""
+    board = Board(cores=24).initialise()
+    board.start(asid=0)
+
+    def activate(core: int) -> None:
+        board.machine.dram.write(LIST, core.to_bytes(4, "little"))
+        board.ok(Command.SNP_ACTIVATE_EX, length=0x20, gctx_paddr=GCTX, asid=1, numids=1, ids_paddr=LIST)
+
+    activate(9)
+    assert board.machine.runnable == {}, "allocated"
+    board.finish()
+    assert board.machine.runnable == {1: {1}}
+    activate(23)
+    assert board.machine.runnable == {1: {1, 2}}
+    assert [core.ccx for core in board.machine.cores] == [0] * 8 + [1] * 8 + [2] * 8
+    board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GCTX)
+    assert board.machine.runnable == {}
 
 
 def test_a_launch_given_up_leaves_its_asid_clean() -> None:
@@ -84,7 +104,7 @@ def test_df_flush_leaves_living_guests_alone() -> None:
     board.cpu.wbinvd()
     board.ok(Command.SNP_DF_FLUSH)
     assert states(board) == ["IN_USE"]
-    assert board.machine.runnable == {1}
+    assert board.machine.runnable == {1: {0}}
 
 
 @pytest.mark.parametrize("name", ["milan", "genoa"])

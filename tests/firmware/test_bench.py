@@ -11,6 +11,7 @@ import pytest
 from snpbook.firmware.admission import Standing, obstacle
 from snpbook.firmware.bench import BUFFER, CONTEXT, SPARE, Bench
 from snpbook.firmware.growth import Page, begin, grow
+from snpbook.firmware.keys import Chip
 from snpbook.hardware.exits import HostPageFault
 from snpbook.hardware.host_instructions import FIRMWARE
 from snpbook.spec.commands import Command, MailboxRegister
@@ -179,6 +180,33 @@ def test_rights_and_the_unmeasured_part_of_a_vmsa() -> None:
     assert link.digest.hex().startswith("113f3016280394f88f6032595b95396c")
     data = bytes(0x2F0) + bytes(range(16)) + bytes(4096 - 0x300)
     assert Page(LaunchPage.VMSA, 0, data).contents == sha384(bytes(4096)).digest()
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda b: b.send(-1, b""), "a mailbox register holds 32 bits"),
+        (lambda b: b.send(1 << 40, b""), "a mailbox register holds 32 bits"),
+        (lambda b: b.send(0x93, bytes(8), address=-8), "outside DRAM"),
+        (lambda b: b.command(Command.SNP_GCTX_CREATE, gctx_paddr=-1), "does not fit 64 bits"),
+        (lambda b: b.command(Command.SNP_GCTX_CREATE, page=1), "has no field 'page'"),
+        (lambda b: b.assign(-4096, FIRMWARE), "spa = -4096: no address"),
+        (lambda b: b.state(-1), "spa = -1: no address"),
+        (lambda b: b.asid(0), "number = 0: ASIDs are 1 to 509"),
+        (lambda b: b.asid(510), "ASIDs are 1 to 509"),
+        (lambda b: Bench("naples", rng=bytes), "has no SNP to be switched on"),
+        (lambda b: Bench("x", rng=bytes), "no product 'x'"),
+        (lambda b: Chip("milan", bytes(31)), "secret has 31 bytes"),
+    ],
+)
+def test_bad_use_is_a_value_error(use: Callable[[Bench], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        use(bench())
+
+
+def test_numbers_are_numbers() -> None:
+    with pytest.raises(TypeError, match="command = 'SNP_INIT': an integer"):
+        bench().send("SNP_INIT", b"")  # type: ignore[arg-type]
 
 
 def test_a_launch_that_cannot_go_on_says_why() -> None:

@@ -13,7 +13,7 @@ from snpbook.spec.pages import LaunchPage, PageState
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.states import GUEST_TRANSITIONS, GuestState, PlatformState
 from snpbook.spec.status import Status
-from tests.firmware.rows import Attempt, Row, assert_refused, double, lookup_rows, single
+from tests.firmware.rows import PLACES, Attempt, Row, assert_refused, double, lookup_rows, single
 from tests.machines import FREE, GCTX, PAGE, Board
 
 LOW = Row("gctx not page-aligned", Status.INVALID_PARAM, {"low": 8})
@@ -50,7 +50,9 @@ def gctx_create(low: int = 0, off: bool = False, page: int = GCTX, new: NewState
 GCTX_CREATE = [
     LOW,
     OFF,
-    *lookup_rows("page"),
+    *lookup_rows("page")[:-1],
+    Row("page in no DRAM and beyond the table", Status.INVALID_PAGE_STATE, {"page": PLACES["hole"]}),
+    Row("page in a hole", Status.INVALID_PAGE_STATE, {"page": 128 << 20}),
     Row("page Hypervisor", Status.INVALID_PAGE_STATE, {"new": None}),
     Row("page Reclaim", Status.INVALID_PAGE_STATE, {"new": NewState(assigned=True)}),
     Row("page Pre-Guest", Status.INVALID_PAGE_STATE, {"new": NewState(assigned=True, asid=1, immutable=True)}),
@@ -331,10 +333,10 @@ def test_every_command_asks_the_table(command: str, monkeypatch: pytest.MonkeyPa
 
 def test_activating_a_running_guest_goes_straight_to_in_use() -> None:
     board = board_with(GuestState.RUNNING)
-    board.psp.asids.states[:, 1], board.machine.runnable = 0, set()
+    board.psp.asids.states[:, 1], board.machine.runnable = 0, {}
     _with_asid(board, 0)
     board.ok(Command.SNP_ACTIVATE, gctx_paddr=GCTX, asid=1)
-    assert board.machine.runnable == {1}
+    assert board.machine.runnable == {1: {0}}
 
 
 def test_a_page_of_the_ended_guest_keeps_its_asid_closed() -> None:

@@ -426,9 +426,9 @@ def test_launch_finish_checks_in_order(first: Row, second: Row) -> None:
 
 def test_launch_finish_lets_the_guest_run() -> None:
     built = launch_finish(host_data=b"h" * 32, vcek_dis=1, auth_key_en=1)
-    assert built.board.machine.runnable == set()
+    assert built.board.machine.runnable == {}
     assert built.issue() is Status.SUCCESS
-    assert built.board.machine.runnable == {1}
+    assert built.board.machine.runnable == {1: {0}}
     context = built.board.psp.context(GCTX)
     assert (context.state, context.host_data, context.vcek_dis) == (GuestState.RUNNING, b"h" * 32, 1)
     assert (context.id_block_en, context.author_key_en) == (0, 1), "AUTH_KEY_EN without an ID block is stored unchecked"

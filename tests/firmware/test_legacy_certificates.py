@@ -212,3 +212,17 @@ def test_lengths_that_are_needed_are_told() -> None:
     assert (status, identity.len) == (Status.INVALID_LENGTH, 64)
     assert board.call(Command.GET_ID, paddr=A, len=128).len == 64, "one socket"
     assert board.machine.dram.read(A, 64) == board.psp.chip.chip_id
+    assert board.machine.dram.read(A + 64, 64) == bytes(64)
+
+
+def test_a_second_socket_is_told_where_there_is_exactly_room_for_both() -> None:
+    board = LegacyBoard(sockets=2).start()
+    first, blank = board.psp.chip.chip_id, bytes(64)
+    for length, written in ((64, 64), (127, 64), (129, 64), (128, 128)):
+        assert board.machine.dram.read(A + 64, 64) == blank
+        assert board.call(Command.GET_ID, paddr=A, len=length).len == written
+        assert board.machine.dram.read(A, 64) == first
+    second = board.machine.dram.read(A + 64, 64)
+    assert second == board.psp.chip.on_socket(1).chip_id
+    assert second not in (first, blank)
+    assert board.psp.chip.on_socket(0) is board.psp.chip

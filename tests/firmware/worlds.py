@@ -53,16 +53,18 @@ def realise(w: World) -> Board:
     """A board in the state that a world describes."""
     if unknown := w.faults - FAULTS.keys() - {"RMP build"}:
         raise Unrealisable(f"a fault of the chip: {', '.join(sorted(unknown))}")
-    if w.sockets > 1:
-        raise Unrealisable("a second socket")
-    board = Board(cores=len(w.cores))
+    board = Board(cores=len(w.cores), sockets=w.sockets)
     if w.iommu_enforced:
         board.initialise()
         for gctx, guest in w.guests.items():
-            _make_guest(board, gctx, guest)
-        for address, page in w.pages.items():
-            if not (page.state == "CONTEXT" and address in w.guests and not page.large):
-                _make_page(board, address, page)
+            _make_guest(board, w, gctx, guest)
+        pages = {
+            address: page for address, page in w.pages.items()
+            if not (page.state == "CONTEXT" and address in w.guests and not page.large)
+        }  # fmt: skip
+        _assign(board, pages)
+        for address, page in pages.items():
+            _make_page(board, address, page)
     else:
         _set_registers(board, w)
     psp = board.psp
@@ -103,17 +105,19 @@ def _set_registers(board: Board, w: World) -> None:
         core.in_guest, core.in_smm = bool(wanted.debug_status & 1 << 2), bool(wanted.debug_status & 1 << 7)
 
 
-def _make_guest(board: Board, gctx: int, guest: Guest) -> None:
+def _make_guest(board: Board, w: World, gctx: int, guest: Guest) -> None:
     """A guest as the commands make it, its context then patched to what was asked for."""
     board.assign(gctx, FIRMWARE)
     board.ok(Command.SNP_GCTX_CREATE, gctx_paddr=gctx)
     if guest.gstate != "INIT":
         board.ok(Command.SNP_LAUNCH_START, gctx_paddr=gctx, policy=POLICY)
-        board.ok(Command.SNP_ACTIVATE, gctx_paddr=gctx, asid=guest.asid or 98)
+        board.ok(Command.SNP_ACTIVATE, gctx_paddr=gctx, asid=guest.asid or (98 if gctx == GCTX else 97))
     if guest.gstate == "RUNNING":
         board.ok(Command.SNP_LAUNCH_FINISH, gctx_paddr=gctx)
     context = board.psp.context(gctx)
     values: dict[str, Any] = {"state": GuestState[guest.gstate], "asid": guest.asid, "policy": guest.policy}
+    held = [states.get(guest.asid) in ("ALLOCATED", "IN_USE") for states in w.asids]
+    values["ccx_mask"] = sum(1 << number for number, here in enumerate(held) if here and guest.asid)
     values |= {f"msg_count{number}": count for number, count in enumerate(guest.msg_count)}
     values |= {"imi_en": int(guest.imi_en), "vcek_dis": int(guest.vcek_dis)}
     values |= {"oek_iv_count": guest.iv_count, "root_md_entry": MDATA_ENTRY.unpack(mdata_entry(guest.root))}
@@ -122,12 +126,26 @@ def _make_guest(board: Board, gctx: int, guest: Guest) -> None:
     board.psp.save_context(gctx, context.replace(**values))
 
 
+def _assign(board: Board, pages: dict[int, Page]) -> None:
+    """RMPUPDATE as far as it goes: pages in a row of one guest, at guest addresses in a row, at once."""
+    runs: list[tuple[int, Page, int]] = []
+    for address, page in pages.items():
+        before = int(board.machine.rmp.load(np.array([address >> 12], np.uint64))[0, 0])
+        if page.state in ("HYPERVISOR", "HV_FIXED") or before & 0b101:
+            continue
+        start, first, count = runs[-1] if runs else (0, page, 0)
+        follows = (address, page.gfn, page.asid) == (start + count * PAGE, first.gfn + count, first.asid)
+        if runs and follows and not page.large and not first.large:
+            runs[-1] = start, first, count + 1
+        else:
+            runs.append((address, page, 1))
+    for start, first, count in runs:
+        board.assign(start, NewState(assigned=True, asid=first.asid, large=first.large), first.gfn << 12, count)
+
+
 def _make_page(board: Board, address: int, page: Page) -> None:
-    """RMPUPDATE as far as it goes, then the bits that only the firmware or a guest sets."""
+    """The bits that only the firmware or a guest sets."""
     number = np.array([address >> 12], np.uint64)
-    before = int(board.machine.rmp.load(number)[0, 0])
-    if page.state != "HYPERVISOR" and page.state != "HV_FIXED" and not before & 1:
-        board.assign(address, NewState(assigned=True, asid=page.asid, large=page.large), page.gfn << 12)
     held = page.state in ("HV_FIXED", "FIRMWARE", "CONTEXT", "METADATA", "PRE_GUEST", "PRE_SWAP")
     assigned = page.state not in ("HYPERVISOR", "HV_FIXED")
     gfn = 1 << 36 | page.owner >> 12 if page.state == "METADATA" else page.gfn * (page.state in OF_GUESTS)

@@ -40,7 +40,7 @@ class Bench:
             for core in self.machine.cores:
                 core.wrmsr(Msr.SYSCFG, ALL_ON)
         self.machine.encryption.install(ASID, bytes(range(self.machine.product.memory_key_size)))
-        self.machine.runnable.add(ASID)
+        self.machine.runnable[ASID] = frozenset({0})
         self._tables: dict[tuple[int, int], int] = {}
         self.nested_root = self._table(3, 0)
         self.vmcb: dict[str, Any] = {

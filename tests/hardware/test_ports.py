@@ -8,7 +8,7 @@ import pytest
 from snpbook.hardware.exits import GeneralProtection, HostPageFault, InvalidOpcode
 from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
 from snpbook.hardware.mailbox import Mailbox
-from snpbook.spec.commands import MailboxRegister
+from snpbook.spec.commands import MailboxRegister, PspRegister
 from snpbook.spec.msr import Msr
 from snpbook.trace import Instruction
 from tests.hardware.guests import PAGE, Bench
@@ -245,6 +245,62 @@ def test_the_mailbox() -> None:
     assert Mailbox().repeat(0xA1, range(3)) == 0
 
 
+def test_the_interrupt_of_a_command() -> None:
+    """Raised by a command that asks for it, seen where it is enabled, gone when its status is written."""
+    bench = Bench()
+    bench.machine.mailbox.connect(Processor())
+    cpu, status, enable = bench.cpu, PspRegister.INTERRUPT_STATUS, PspRegister.INTERRUPT_ENABLE
+    cpu.mailbox_write(MailboxRegister.COMMAND, 0x83 << 16)
+    assert (cpu.mailbox_read(status), cpu.mailbox_interrupt) == (0, False), "polled"
+    cpu.mailbox_write(MailboxRegister.COMMAND, 0x83 << 16 | 1)
+    assert (cpu.mailbox_read(status), cpu.mailbox_interrupt) == (2, False), "not enabled"
+    cpu.mailbox_write(enable, 0xFFFFFFFF)
+    assert cpu.mailbox_interrupt
+    cpu.mailbox_write(status, 1)
+    assert cpu.mailbox_interrupt, "another bit"
+    cpu.mailbox_write(status, 0xFFFFFFFF)
+    assert (cpu.mailbox_read(status), cpu.mailbox_interrupt) == (0, False)
+    cpu.mailbox_write(MailboxRegister.COMMAND, 1 << 31 | 1)
+    assert not cpu.mailbox_interrupt, "no command"
+    cpu.mailbox_write(enable, 1)
+    cpu.mailbox_write(MailboxRegister.COMMAND, 0x83 << 16 | 1)
+    assert not cpu.mailbox_interrupt
+    cpu.mailbox_write(enable, 2)
+    assert cpu.mailbox_interrupt
+
+
+def test_what_the_processor_can_do() -> None:
+    bench = Bench()
+    assert bench.cpu.mailbox_read(PspRegister.FEATURES) == 0, "nobody is there"
+    bench.machine.mailbox.connect(Processor())
+    assert bench.cpu.mailbox_read(PspRegister.FEATURES) == 1
+    bench.cpu.mailbox_write(PspRegister.FEATURES, 0xFF)
+    assert bench.cpu.mailbox_read(PspRegister.FEATURES) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "pages", "words"),
+    [
+        (-1, range(3), "command = -0x1: the register holds ids up to 0x7ff"),
+        (0x800, range(3), "command = 0x800"),
+        (1 << 40, range(3), "ids up to 0x7ff"),
+        (0xA1, [1, 2], r"pages = \[1, 2\]: a run is an ascending range"),
+        (0xA1, range(-1, 3), r"pages = range\(-1, 3\)"),
+        (0xA1, range(3, 1, -1), "ascending"),
+        (0xA1, range(0), "at least one page"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_none(command: int, pages: Any, words: str) -> None:
+    bench, processor = Bench(), Processor()
+    bench.machine.mailbox.connect(processor)
+    with pytest.raises(ValueError, match=words):
+        bench.cpu.mailbox_repeat(command, pages)
+    with pytest.raises(TypeError, match="command = 'A1': an integer"):
+        bench.cpu.mailbox_repeat("A1", range(3))  # type: ignore[arg-type]
+    assert processor.calls == []
+    assert bench.cpu.mailbox_read(MailboxRegister.COMMAND) == 0
+
+
 def test_what_cpuid_and_the_bios_tell() -> None:
     bench = Bench("genoa")
     assert bench.cpu.product.name == "genoa"
@@ -252,7 +308,7 @@ def test_what_cpuid_and_the_bios_tell() -> None:
     assert bench.cpu.trace is bench.machine.trace
 
 
-@pytest.mark.parametrize("register", [0x10690, 5, "COMMAND"])
+@pytest.mark.parametrize("register", [0x10690, 5, "COMMAND"], ids=repr)
 def test_a_mailbox_register_that_is_not_modelled(register: Any) -> None:
     cpu = Bench().cpu
     for action in (lambda: cpu.mailbox_read(register), lambda: cpu.mailbox_write(register, 1)):

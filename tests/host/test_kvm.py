@@ -113,7 +113,7 @@ def test_memory_that_is_out_is_only_logged_by_attributes() -> None:
     system = booted(installed=64 * MIB)
     vm, log = new_vm(system, 40 * MIB), system.record()
     vm.set_memory_attributes(0, 40 * MIB, PRIVATE)
-    assert any("no memory for private pages from gfn 0x1e" in event.text for event in log.of(Message))
+    assert any("no memory for private pages from gfn 0x1b" in event.text for event in log.of(Message))
     assert log.of(Ioctl, "KVM_SET_MEMORY_ATTRIBUTES")[0].errno == 0
 
 

@@ -94,11 +94,16 @@ def data_rows(
 
         yield Row(f"{name} {what}", status, bad, [ask(**{name: place}) for place in places], group=name)
     if written:
-        yield Row(
-            f"{name}: page not Firmware", 0x1A,
-            lambda w, r: when(w, r) and w.snp == "INIT" and w.at(getattr(r, name)).state not in OUTPUT,
-            pages_other_than(name, "FIRMWARE"),
-        )  # fmt: skip
+        yield output_row(name, when)
+
+
+def output_row(name: str, when: Holds = lambda w, r: True) -> Row:
+    """Rule 4 for one page."""
+    return Row(
+        f"{name}: page not Firmware", 0x1A,
+        lambda w, r: when(w, r) and w.snp == "INIT" and w.at(getattr(r, name)).state not in OUTPUT,
+        pages_other_than(name, "FIRMWARE"),
+    )  # fmt: skip
 
 
 def legacy_world(legacy: str = "INIT", *outputs: int) -> World:

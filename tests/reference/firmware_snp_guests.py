@@ -27,10 +27,12 @@ from tests.reference.firmware_rows import (
     writable_row,
 )  # fmt: skip
 from tests.reference.firmware_world import (
+    AGENT,
     ASID_COUNTERS,
     ASID_LIMIT,
     C_BIT,
     GCTX,
+    IN_NOTHING,
     LIST,
     MIN_SEV_ASID,
     OUT,
@@ -43,6 +45,7 @@ from tests.reference.firmware_world import (
     Page,
     Request,
     World,
+    bad_address,
 )  # fmt: skip
 
 
@@ -52,6 +55,11 @@ def _gctx_create() -> tuple[World, Request]:
     return World(pages={GCTX: Page("FIRMWARE")}), Request({"gctx_paddr": GCTX})
 
 
+def _in_a_hole(w: World, r: Request, large: bool) -> None:
+    r.set("gctx_paddr", IN_NOTHING)
+    w.pages[IN_NOTHING] = Page("FIRMWARE", large=large)
+
+
 def _created(w: World, r: Request) -> None:
     w.guests[GCTX], w.pages[GCTX] = Guest(), Page("CONTEXT", vmsa=True)
 
@@ -59,11 +67,14 @@ def _created(w: World, r: Request) -> None:
 GCTX_CREATE = Spec(
     0x93, _gctx_create,
     [
-        *low_rows("gctx_paddr"), NOT_INIT, *address_rows("gctx_paddr"),
+        *low_rows("gctx_paddr"), NOT_INIT, *list(address_rows("gctx_paddr"))[:2],
         Row("page not Firmware", 0x1A, lambda w, r: w.at(r.gctx_paddr).state != "FIRMWARE",
-            pages_other_than("gctx_paddr", "FIRMWARE")),
-        Row("page of 2 MB", 0x19, lambda w, r: w.at(r.gctx_paddr).large, [large("gctx_paddr")]),
-        # "MMIO overlap->03" is the look-up's own answer: no page outside DRAM is Firmware.
+            [*pages_other_than("gctx_paddr", "FIRMWARE"), ask(gctx_paddr=IN_NOTHING), ask(gctx_paddr=1 << 30)]),
+        Row("page of 2 MB", 0x19, lambda w, r: w.at(r.gctx_paddr).large,
+            [large("gctx_paddr"), Change("2 MB in a hole", lambda w, r: _in_a_hole(w, r, large=True))]),
+        # A page of a hole is HV-Fixed, beyond the table's coverage Default, as the firmware makes them.
+        Row("MMIO", 0x03, lambda w, r: bad_address(w, r.gctx_paddr) == 0x03,
+            [Change("a Firmware page in a hole", lambda w, r: _in_a_hole(w, r, large=False))]),
     ],
     _created, 8,
     buffer={"gctx_paddr": (0, 64)},
@@ -171,10 +182,45 @@ ACTIVATE_EX_RESERVED = ((32, 63),)
 
 
 def _activate_ex() -> tuple[World, Request]:
-    w, r = of_guest("LAUNCH", 0, length=0x20, numids=1, ids_paddr=LIST)
-    r.fields["asid"] = 5
+    """On a machine of two sockets with a core complex each, and for a guest whose migration agent is active."""
+    w, r = _with_asid(of_guest("LAUNCH", 0, length=0x20, numids=1, ids_paddr=LIST))
+    w.sockets, w.guests[GCTX].ma = 2, AGENT
+    w.guests[AGENT], w.pages[AGENT] = Guest("RUNNING", 9, POLICY), Page("CONTEXT", vmsa=True)
+    w.asids[0][9] = "IN_USE"
+    w.guest_count = 2
     r.memory["apic_ids"] = [0]
     return w, r
+
+
+def _leaves_its_socket(w: World, r: Request) -> bool:
+    """SINGLE_SOCKET: the complexes asked for, those that it has and those of its agent, which must be active."""
+    one = w.guest(r.gctx_paddr)
+    if not one.policy & SINGLE_SOCKET:
+        return False
+    agent = w.guests[one.ma].asid if one.ma is not None else 0
+    held = {n for n, states in enumerate(w.asids) if any(asid and states.get(asid) for asid in (one.asid, agent))}
+    return (one.ma is not None and agent == 0) or len(held | {apic_id // 8 for apic_id in r.apic_ids}) > 1
+
+
+def _on_one_socket(*changes: Change) -> Change:
+    return both(guest(policy=POLICY | SINGLE_SOCKET), *changes)
+
+
+def _agent(asid: int) -> Change:
+    def act(w: World, r: Request) -> None:
+        w.guests[AGENT].asid = asid
+
+    return Change(f"agent's ASID {asid}", act)
+
+
+def _active_on(complex_: int) -> Change:
+    """The guest has the ASID already, on one complex."""
+
+    def act(w: World, r: Request) -> None:
+        w.guests[GCTX].asid = r.asid
+        w.asids[complex_][r.asid] = "ALLOCATED"
+
+    return Change(f"active on complex {complex_}", act)
 
 
 def _own(w: World, r: Request) -> bool:
@@ -200,7 +246,10 @@ ACTIVATE_EX = Spec(
         Row("unsupported", 0x15, lambda w, r: "no ACTIVATE_EX" in w.faults, [fault("no ACTIVATE_EX")]),
         Row("numids", 0x16, lambda w, r: not 0 < r.numids <= 1024, [ask(numids=0), ask(numids=1025)]),
         Row("APIC id not present", 0x03, lambda w, r: any(i >= len(w.cores) for i in r.apic_ids),
-            [ask(apic_ids=[2]), ask(apic_ids=[511])]),
+            [ask(apic_ids=[16]), ask(apic_ids=[511])]),
+        Row("SINGLE_SOCKET on two", 0x07, _leaves_its_socket,
+            [_on_one_socket(ask(apic_ids=[8])), _on_one_socket(ask(numids=2, apic_ids=[0, 8]), guest(ma=None)),
+             _on_one_socket(_agent(0)), _on_one_socket(guest(ma=None), ask(apic_ids=[8]), _active_on(0))]),
         Row("ASID owned", 0x0C, lambda w, r: not _own(w, r) and _owned(w, r),
             [asid_is("ALLOCATED"), asid_is("IN_USE")]),
         Row("guest has another ASID", 0x12, lambda w, r: w.guest(r.gctx_paddr).asid != 0 and not _own(w, r),

@@ -48,7 +48,7 @@ def test_instructions(one: Transition) -> None:
 
 def test_no_instruction_of_the_host_leads_to_guest_valid() -> None:
     assert {one.by for one in PAGE_TRANSITIONS if one.target is PageState.GUEST_VALID} == {
-        "PVALIDATE", "SNP_LAUNCH_UPDATE", "SNP_PAGE_RECLAIM",
+        "PVALIDATE", "SNP_LAUNCH_UPDATE", "SNP_PAGE_MOVE", "SNP_PAGE_RECLAIM",
     }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from snpbook.tools.bench import __main__ as bench
+from snpbook.tools.bench import launch, memory
 from snpbook.tools.bench import measure as m
-from snpbook.tools.bench import memory
 from snpbook.tools.bench.measure import Comparison, Measurement, NotMeasurableError, Row, at_least, at_most
 
 STEADY = Measurement(ratio=2.0, spread=1.1, reference=2e-6, candidate=1e-6)
@@ -123,6 +123,36 @@ def test_verdicts_and_exit_code(
     assert text in result.stdout
     if outcome is not STEADY:
         assert "X1 (ours : theirs) no" in result.stdout
+
+
+def test_an_optional_row_that_cannot_be_measured_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("X1", "ours : theirs", at_least(1), refuse, optional=True)
+    monkeypatch.setattr(bench, "ROWS", [row])
+    result = CliRunner().invoke(bench.main, [])
+    assert result.exit_code == 0
+    assert "X1 (ours : theirs) left out: there is no clone here" in result.stdout
+    assert bench.verdict(row, replace(STEADY, ratio=0.9)) == "missed"
+
+
+def test_rows_of_the_launch() -> None:
+    gates = {(row.name, str(row.gate), row.optional) for row in launch.ROWS}
+    assert gates == {
+        ("L1", "<= 1.4 time", False), ("L1-genoa", "<= 1.9 time", False), ("L2", "<= 1.15 time", True),
+        ("L3", "<= 0.9 time", True), ("L3", "<= 0.9 time", False), ("L4", "<= 1.08 time", False),
+        ("L5", "<= 4 time", False),
+    }  # fmt: skip
+    assert len(launch.ROWS) == 7
+
+
+@pytest.mark.parametrize("row", launch.ROWS, ids=lambda row: f"{row.name} {row.title}")
+def test_both_sides_of_the_launch_rows_work(row: Row) -> None:
+    try:
+        comparison = row.prepare()
+    except NotMeasurableError as reason:
+        pytest.skip(str(reason))
+    comparison.reference()
+    comparison.candidate()
+    comparison.candidate()
 
 
 def test_one_missed_row_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from snpbook.spec.commands import Command
 from snpbook.spec.pages import PageState
 from snpbook.spec.states import GuestState, PlatformState
 from snpbook.widgets.launch_desk import CHANGES
+from snpbook.widgets.mailbox_console import OUTPUT
 from tests.views.reading import read
 
 CONTEXT, PAGE = 17 << 20, 18 << 20
@@ -148,6 +149,22 @@ def test_a_page_goes_round(lab: Lab) -> None:
     assert "A page that is Reclaim" in panel.describe()
     lab.console.assign(PAGE + 4096, PageState.HYPERVISOR)
     assert "A page that is Hypervisor" in panel.describe(), "it follows the console"
+
+
+def test_a_metadata_page_goes_out_and_comes_back(lab: Lab) -> None:
+    panel = ready(lab).machines
+    panel.machine.value = "guest"
+    for name in ("SNP_GCTX_CREATE", "SNP_LAUNCH_START", "SNP_ACTIVATE"):
+        panel.press(name)
+    lab.console.assign(OUTPUT, PageState.FIRMWARE)
+    panel.machine.value, panel.page.value = "page", f"{PAGE:#x}"
+    assert panel.buttons["SNP_PAGE_MD_INIT"].disabled
+    way = ["RMPUPDATE to Firmware", "SNP_PAGE_MD_INIT", "SNP_PAGE_SWAP_OUT", "SNP_PAGE_SWAP_IN", "SNP_PAGE_RECLAIM"]
+    seen = []
+    for name in way:
+        panel.press(name)
+        seen.append(panel.page_state.name)
+    assert seen == ["FIRMWARE", "METADATA", "FIRMWARE", "METADATA", "RECLAIM"]
     panel.page.value = "nowhere"
     assert "Page at" in panel.told.value
 

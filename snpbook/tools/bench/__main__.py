@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import encryption, launch, memory, rmp
+from snpbook.tools.bench import digest, encryption, launch, memory, rmp
 from snpbook.tools.bench.measure import STEADY, Kind, Measurement, NotMeasurableError, Row, measure
 
-ROWS = [*encryption.ROWS, *rmp.ROWS, *memory.ROWS, *launch.ROWS]
+ROWS = [*encryption.ROWS, *rmp.ROWS, *memory.ROWS, *launch.ROWS, *digest.ROWS]
 
-_FINE = ("holds", "reported")
+_FINE = ("holds", "reported", "left out")
 _FILE_WIDTH = 120  # of the table where no terminal sets one
 
 Outcome = Measurement | NotMeasurableError
@@ -35,9 +35,9 @@ def chosen(only: str) -> list[Row]:
 
 
 def verdict(row: Row, outcome: Outcome) -> str:
-    """One or two words: `holds` or `missed`, with `noisy` where the machine was; `not measured`; `reported`."""
+    """A word or two: `holds`, `missed` (with `noisy` where the machine was), `reported`, `not measured`, `left out`."""
     if isinstance(outcome, NotMeasurableError):
-        return "not measured"
+        return "left out" if row.optional else "not measured"
     if row.only_reported:
         return "reported"
     return ("holds" if row.gate.holds(outcome.ratio) else "missed") + (", noisy" if outcome.noisy else "")
@@ -66,7 +66,7 @@ def remarks(outcomes: Iterable[tuple[Row, Outcome]]) -> Iterable[str]:
     """What the table does not say: why a row was not measured, what noise means."""
     for row, outcome in outcomes:
         if isinstance(outcome, NotMeasurableError):
-            yield f"{row.name} ({row.title}) not measured: {outcome}"
+            yield f"{row.name} ({row.title}) {verdict(row, outcome)}: {outcome}"
         elif outcome.noisy:
             yield (
                 f"{row.name} ({row.title}) noisy: twice the reference itself varied more than {STEADY}-fold. "

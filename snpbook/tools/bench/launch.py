@@ -1,14 +1,17 @@
-"""Rows L: a launch of 4 MiB against the hash floor, the least that measuring it can cost.
+"""Rows L: a launch of 4 MiB against the hash floor, the least that measuring it can cost, and against another's digest.
 
 The floor is SHA-384 of each 4 KB page and of its 112-byte PAGE_INFO, in one loop, and no other work. A launch is
 copy, RMPUPDATE, the firmware's checks, digest chain, encryption in place and the final RMP state, with a recorder on
-and the guest context in DRAM.
+and the guest context in DRAM. Rows that need what may not be installed here (sev-snp-measure, Debian's ovmf) are
+optional.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from hashlib import sha384
+from importlib import import_module
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -21,7 +24,8 @@ from snpbook.spec.launch import PAGE_INFO
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.system import System
-from snpbook.tools.bench.measure import Comparison, Row, at_most
+from snpbook.tools.bench.digest import CODE_4M
+from snpbook.tools.bench.measure import Comparison, NotMeasurableError, Row, Work, at_most
 
 SIZE = 4 << 20
 PAGES = SIZE >> PAGE_SHIFT
@@ -46,9 +50,8 @@ def hash_floor(image: bytes) -> None:
         sha384(info).digest()
 
 
-def launch(product: str, uniform: float) -> Comparison:
-    """A launch through the firmware's commands."""
-    image = image_bytes(uniform)
+def launch(product: str, image: bytes, by_page: bool = False) -> Work:
+    """A launch through the firmware's commands: of all pages at once, or page after page."""
     system = System(product, "bench")
     recorder = system.record()
     system.host.boot()
@@ -56,18 +59,44 @@ def launch(product: str, uniform: float) -> Comparison:
     gctx, asid = ccp.create_context(), 1
     ccp.launch_start(gctx, DEFAULT_POLICY, bytes(16))
     ccp.activate(gctx, asid)
-    pages = system.host.memory.allocate(PAGES)
-    gfns = range(len(pages))
+    pages = system.host.memory.allocate(len(image) >> PAGE_SHIFT)
     content = np.frombuffer(image, np.uint8).reshape(-1, PAGE_SIZE)
+    step = 1 if by_page else len(pages)
 
     def run() -> None:
-        cpu.write_pages(pages, content)
-        rmpupdate(cpu, pages, gfns, NewState(assigned=True, asid=asid, immutable=True))
-        ccp.launch_update(gctx, pages, LaunchPage.NORMAL)
+        for first in range(0, len(pages), step):
+            some = pages[first : first + step]
+            cpu.write_pages(some, content[first : first + step])
+            rmpupdate(cpu, some, range(first, first + step), NewState(assigned=True, asid=asid, immutable=True))
+            ccp.launch_update(gctx, some, LaunchPage.NORMAL)
         system.machine.rmp.fill(pages, 0)  # back to the start, by no instruction
         recorder.events.clear()
 
-    return Comparison(partial(hash_floor, image), run)
+    return run
+
+
+def against_floor(product: str, uniform: float = 0, *, by_page: bool = False) -> Comparison:
+    """A launch of a made image."""
+    image = image_bytes(uniform)
+    return Comparison(partial(hash_floor, image), launch(product, image, by_page))
+
+
+def real_image() -> Comparison:
+    """A launch of the firmware that Debian ships."""
+    if not Path(CODE_4M).is_file():
+        raise NotMeasurableError(f"there is no {CODE_4M}: on Debian, apt install ovmf")
+    image = Path(CODE_4M).read_bytes()
+    return Comparison(partial(hash_floor, image), launch("milan", image))
+
+
+def against_peer() -> Comparison:
+    """A launch of a made image, and the loop in which sev-snp-measure digests it."""
+    try:
+        peer = import_module("sevsnpmeasure.gctx")
+    except ImportError:
+        raise NotMeasurableError("sev-snp-measure is not installed: make test installs it") from None
+    image = image_bytes(0)
+    return Comparison(lambda: peer.GCTX().update_normal_pages(0, image), launch("milan", image))
 
 
 def digest() -> Comparison:
@@ -78,8 +107,11 @@ def digest() -> Comparison:
 
 
 ROWS = [
-    Row("L1", "launch of 4 MiB, milan : hash floor", at_most(1.4), partial(launch, "milan", 0)),
-    Row("L1-genoa", "launch of 4 MiB, genoa : hash floor", at_most(1.9), partial(launch, "genoa", 0)),
-    Row("L3", "launch, 60 % of pages uniform : hash floor", at_most(0.9), partial(launch, "milan", UNIFORM)),
+    Row("L1", "launch of 4 MiB, milan : hash floor", at_most(1.4), partial(against_floor, "milan")),
+    Row("L1-genoa", "launch of 4 MiB, genoa : hash floor", at_most(1.9), partial(against_floor, "genoa")),
+    Row("L2", "launch of 4 MiB : sev-snp-measure's digest", at_most(1.15), against_peer, optional=True),
+    Row("L3", "launch of Debian's OVMF_CODE_4M.fd : hash floor", at_most(0.9), real_image, optional=True),
+    Row("L3", "launch, 60 % of pages uniform : hash floor", at_most(0.9), partial(against_floor, "milan", UNIFORM)),
+    Row("L5", "launch page by page : hash floor", at_most(4), partial(against_floor, "milan", by_page=True)),
     Row("L4", "digest alone : hash floor", at_most(1.08), digest),
 ]

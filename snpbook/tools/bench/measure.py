@@ -90,7 +90,7 @@ def megabytes_at_most(bound: float) -> Gate:
 class Row:
     """One goal. `prepare` runs in the row's own process, so it is a function of a module (or a `partial` of one).
 
-    A goal that is `only_reported` is too noisy to fail a run.
+    A goal that is `only_reported` is too noisy to fail a run, an `optional` one needs what may be missing.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Row:
     gate: Gate
     prepare: Callable[[], Comparison | Usage]
     only_reported: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

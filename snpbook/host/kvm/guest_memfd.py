@@ -1,0 +1,169 @@
+"""guest_memfd: a file of private pages of one VM, which no process can read, write or map.
+
+A page is zeroed and handed to the guest in the RMP (`prepare`) when a fault first needs it, or filled by a launch
+(`populate`); it goes back when a hole is punched or the file is gone. One page is 4 KiB: Linux 6.12 has no larger
+ones here. Source: Linux virt/kvm/guest_memfd.c, arch/x86/kvm/svm/sev.c (sev_gmem_*).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+
+from snpbook.hardware.dram import Words
+from snpbook.hardware.host_instructions import NewState
+from snpbook.host.files import File, Stat
+from snpbook.host.kvm.memslots import Memslot
+from snpbook.host.memory import RestrictedFile
+from snpbook.host.memory_files import PUNCH
+from snpbook.host.refusal import KernelError, check
+from snpbook.host.rmp import as_pages, is_assigned, rmpupdate
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.spec.process import FallocateMode
+from snpbook.spec.uapi_kvm import EHWPOISON
+
+if TYPE_CHECKING:
+    from snpbook.host.kvm.vm import Vm
+
+
+class GuestMemfd(File):
+    """The file; it keeps its VM alive, and slots bind parts of it."""
+
+    device = "guest_memfd"
+
+    def __init__(self, vm: Vm, size: int) -> None:
+        super().__init__()
+        self.vm, self.inode = vm, vm.kernel.new_inode()
+        self.pages = RestrictedFile(vm.kernel.cpu, vm.kernel.memory, size)
+        self.prepared = np.zeros(len(self.pages), bool)
+        """Which pages are up to date: zeroed or filled, and the guest's in the RMP."""
+        self.poisoned = np.zeros(len(self.pages), bool)
+        """Which pages met a memory error."""
+        self._slots: list[Memslot] = []
+        vm.hold()
+
+    def __repr__(self) -> str:
+        return f"GuestMemfd({self.pages!r}, {int(self.prepared.sum())} prepared)"
+
+    # What a descriptor can do.
+
+    def stat(self) -> Stat:
+        return Stat(self.pages.size, self.inode)
+
+    def read(self, size: int, offset: int | None = None) -> bytes:
+        """EINVAL, and for pread ESPIPE (inferred)."""
+        return super().read(size) if offset is None else self._no_position()
+
+    def write(self, data: bytes, offset: int | None = None) -> int:
+        """EINVAL, and for pwrite ESPIPE (inferred)."""
+        return super().write(data) if offset is None else self._no_position()
+
+    def _no_position(self) -> NoReturn:
+        raise KernelError(errno.ESPIPE, "the file has positions", "a file that can be read at an offset", self.device)
+
+    def fallocate(self, mode: int, offset: int, size: int) -> None:
+        """Allocate pages, or punch a hole; EOPNOTSUPP for other modes, EINVAL for parts of pages."""
+        known = (int(FallocateMode.KEEP_SIZE), int(PUNCH))
+        check(mode in known, errno.EOPNOTSUPP, "a mode of fallocate", "KEEP_SIZE, alone or with PUNCH_HOLE", hex(mode))
+        whole = offset % PAGE_SIZE == 0 == size % PAGE_SIZE
+        check(whole, errno.EINVAL, "offset and size are whole pages", PAGE_SIZE, f"{offset:#x}+{size:#x}")
+        offsets = range(offset >> PAGE_SHIFT, offset + size >> PAGE_SHIFT)
+        if mode == PUNCH:
+            self.punch(range(offsets.start, min(offsets.stop, len(self.pages))))
+            return
+        inside = offsets.stop <= len(self.pages)
+        check(inside, errno.EINVAL, "the range lies in the file", hex(self.pages.size), f"{offset:#x}+{size:#x}")
+        self.pages.get(offsets)
+
+    def release(self) -> None:
+        """The last descriptor is closed: slots lose the file, then the VM loses a holder, then the pages go."""
+        for slot in self._slots:
+            self.vm.mmu.unmap(slot.gfns)
+        self._slots.clear()
+        self.vm.let_go()
+        self._free(range(len(self.pages)))
+
+    # What the VM does with it.
+
+    def bind(self, slot: Memslot) -> None:
+        """A slot uses a part of the file. EINVAL where it is too short or another slot has a page of it."""
+        part = slot.offsets(slot.gfns)
+        check(
+            part.stop <= len(self.pages),
+            errno.EINVAL,
+            "the file covers the slot",
+            f"{part.stop} pages",
+            len(self.pages),
+        )
+        clash = [other.number for other in self._slots if _overlap(part, other.offsets(other.gfns))]
+        check(not clash, errno.EINVAL, "each page of the file belongs to one slot", "free pages", f"slots {clash}")
+        self._slots.append(slot)
+
+    def unbind(self, slot: Memslot) -> None:
+        if slot in self._slots:
+            self._slots.remove(slot)
+
+    def bound(self, slot: Memslot) -> bool:
+        """Whether a slot still has the file: not after its last descriptor is closed."""
+        return slot in self._slots
+
+    def frames(self, slot: Memslot, gfns: range) -> Words:
+        """Get and prepare the pages of a fault: a prefix of the run, as far as memory and health allow.
+
+        EFAULT where the file is gone, EHWPOISON for a page with a memory error, ENOMEM; what preparing answers.
+        """
+        check(self.bound(slot), errno.EFAULT, "the slot's file is open", "guest_memfd", "closed")
+        offsets = slot.offsets(gfns)
+        healthy = ~self.poisoned[offsets.start : offsets.stop]
+        check(bool(healthy[0]), EHWPOISON, "the page is healthy", "no memory error", hex(gfns.start))
+        count = len(healthy) if healthy.all() else int(np.argmin(healthy))
+        frames = self.pages.get_prefix(offsets[:count])
+        check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
+        self.prepare(slot, gfns[: len(frames)], frames)
+        return frames
+
+    def prepare(self, slot: Memslot, gfns: range, frames: Words) -> None:
+        """Zero what is not up to date and give it to the guest; EINVAL where RMPUPDATE refuses, the page unprepared."""
+        offsets = slot.offsets(gfns)
+        fresh = ~self.prepared[offsets.start : offsets.stop]
+        if not fresh.any():
+            return
+        mine, names = frames[fresh], np.arange(gfns.start, gfns.stop, dtype=np.uint64)[fresh]
+        cpu = self.vm.kernel.cpu
+        if self.vm.snp:
+            ours = ~is_assigned(cpu, mine)
+            mine, names = mine[ours], names[ours]
+        cpu.write_pages(as_pages(mine), np.zeros((1, PAGE_SIZE), np.uint8).repeat(len(mine), 0))
+        if self.vm.snp and len(mine):
+            try:
+                rmpupdate(cpu, as_pages(mine), names, NewState(assigned=True, asid=self.vm.asid))
+            except KernelError as error:
+                rule = "the page becomes the guest's"
+                raise KernelError(errno.EINVAL, rule, error.expected, error.found, error.cite) from error
+        self.prepared[offsets.start : offsets.stop] = True
+
+    def punch(self, offsets: range) -> None:
+        """Unmap a run from the guest and free its pages. The attribute stays: the next fault gets a new page."""
+        for slot in self._slots:
+            gfns = slot.gfns_at(offsets)
+            if gfns:
+                self.vm.mmu.unmap(gfns)
+        self._free(offsets)
+
+    def fail(self, offsets: range) -> None:
+        """A memory error: the pages are unmapped, and using them again is EHWPOISON."""
+        self.poisoned[offsets.start : offsets.stop] = True
+        for slot in self._slots:
+            gfns = slot.gfns_at(offsets)
+            if gfns:
+                self.vm.mmu.unmap(gfns)
+
+    def _free(self, offsets: range) -> None:
+        self.prepared[offsets.start : offsets.stop] = False
+        self.pages.punch(offsets)
+
+
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop

@@ -1,0 +1,177 @@
+"""Page state changes: the guest says which pages it wants private or shared, and the VMM makes them so.
+
+KVM changes neither attribute nor RMP itself. In the v7 era the VMM parses the GHCB; later KVM asks it for one run of
+pages after the other, and the guest's buffer, read again each time, says how far it got. Sources: GHCB specification;
+Linux arch/x86/kvm/svm/sev.c (snp_begin_psc, snp_begin_psc_msr); RFC v7 patches 46 to 48.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snpbook.host.kvm.exchange import Exchange
+from snpbook.host.kvm.instructions import asks_userspace, hypercall_exit
+from snpbook.host.refusal import KernelError
+from snpbook.host.steps import Step, Steps
+from snpbook.spec import ghcb as spec
+from snpbook.spec.ghcb import PSC_ENTRY, PSC_HEADER, MsrCode, PageOperation
+from snpbook.spec.layout import Record
+from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
+from snpbook.spec.uapi_kvm import Exit, MapGpaRange
+from snpbook.spec.uapi_kvm_structs import EXIT_HYPERCALL, EXIT_VMGEXIT
+
+if TYPE_CHECKING:
+    from snpbook.host.kvm.vcpu import Vcpu
+
+Columns = dict[str, NDArray[np.uint64]]
+_SERVED = (PageOperation.PRIVATE, PageOperation.SHARED)
+_CUR_PAGE = np.uint64(PSC_ENTRY.fields["cur_page"].limit)
+
+
+def change(exchange: Exchange) -> bool:
+    """A list of changes in the scratch area; how it went is in SW_EXITINFO2 alone."""
+    vcpu = exchange.vcpu
+    if vcpu.vm.kernel.era.psc_exit is Exit.VMGEXIT:
+        vcpu.leave(Exit.VMGEXIT, EXIT_VMGEXIT, ghcb_msr=exchange.gpa)
+        vcpu.completion = _believed
+        return True
+    area = exchange.scratch(PSC_HEADER.size)
+    return area is not None and _next_range(exchange, area)
+
+
+def _believed(vcpu: Vcpu) -> Steps[bool]:
+    """The VMM has served the GHCB, and said there how; the v7 series tells the guest of success all the same."""
+    yield Step("page state changed")
+    if vcpu.exchange is not None and not vcpu.vm.kernel.era.psc_result_told:
+        vcpu.exchange.answer()
+    return False
+
+
+def _next_range(exchange: Exchange, area: int) -> bool:
+    """Ask the VMM for the next run of pages; False once the list is done or wrong, and the guest is told."""
+    vcpu = exchange.vcpu
+    if not asks_userspace(vcpu):
+        exchange.answer(info_2=spec.PSC_FAILURE)
+        return False
+    while True:
+        header = PSC_HEADER.unpack(vcpu.vm.read(area, PSC_HEADER.size))
+        if header.end_entry >= (exchange.room(area) - PSC_HEADER.size) // PSC_ENTRY.size:
+            exchange.answer(info_2=spec.PSC_INVALID_HEADER)
+            return False
+        entries = _entries(exchange, area, header.cur_entry, header.end_entry + 1)
+        first, count, error = _first_range(entries)
+        _store_header(exchange, area, header.replace(cur_entry=header.cur_entry + first))
+        if not count:
+            exchange.answer(info_2=error)
+            return False
+        done = range(header.cur_entry + first, header.cur_entry + first + count)
+        if entries["operation"][first] in _SERVED:
+            _ask(exchange, area, done, {name: column[first : first + count] for name, column in entries.items()})
+            return True
+        _complete(exchange, area, done)
+
+
+def _first_range(entries: Columns) -> tuple[int, int, int]:
+    """The first entry that is not done, how many from it on make one run, and the error that stands there instead."""
+    sizes = _sizes(entries)
+    bad = (entries["cur_page"] > sizes) | (entries["gfn"] % sizes != 0)
+    open_ = bad | (entries["cur_page"] != sizes)
+    if not open_.any():
+        return len(sizes), 0, 0
+    first = int(np.argmax(open_))
+    if bad[first]:
+        return first, 0, spec.PSC_INVALID_ENTRY
+    if entries["cur_page"][first]:
+        return first, 1, 0
+    follows = entries["gfn"][1:] == entries["gfn"][:-1] + sizes[:-1]
+    for name in ("operation", "page_size"):
+        follows &= entries[name][1:] == entries[name][first]
+    follows &= entries["cur_page"][1:] == 0
+    more = follows[first:]
+    return first, 1 + (len(more) if more.all() else int(np.argmin(more))), 0
+
+
+def _ask(exchange: Exchange, area: int, done: range, entries: Columns) -> None:
+    """KVM_EXIT_HYPERCALL for one run; a part of a 2 MB entry counts 4 KB pages, and has its flag all the same."""
+    pages = int((_sizes(entries) - entries["cur_page"]).sum())
+    gfn = int(entries["gfn"][0] + entries["cur_page"][0])
+    private = entries["operation"][0] == PageOperation.PRIVATE
+    attributes = MapGpaRange.ENCRYPTED * bool(private) | MapGpaRange.PAGE_SZ_2M * bool(entries["page_size"][0])
+
+    def answered(vcpu: Vcpu) -> Steps[bool]:
+        yield Step("page state changed")
+        if vcpu.answer(EXIT_HYPERCALL).ret:
+            exchange.answer(info_2=spec.PSC_FAILURE)
+            return False
+        _complete(exchange, area, done)
+        return _next_range(exchange, area)
+
+    hypercall_exit(exchange.vcpu, gfn << PAGE_SHIFT, pages, int(attributes))
+    exchange.vcpu.completion = answered
+
+
+def _complete(exchange: Exchange, area: int, done: range) -> None:
+    """Mark entries as done, in the guest's buffer as it now is."""
+    vm, start = exchange.vcpu.vm, area + PSC_HEADER.size + done.start * PSC_ENTRY.size
+    words = np.frombuffer(vm.read(start, len(done) * PSC_ENTRY.size), "<u8")
+    sizes = _sizes(PSC_ENTRY.columns(words.view(PSC_ENTRY.dtype)))
+    vm.write(start, (words & ~_CUR_PAGE | sizes).astype("<u8").tobytes())
+    header = PSC_HEADER.unpack(vm.read(area, PSC_HEADER.size))
+    _store_header(exchange, area, header.replace(cur_entry=done.stop))
+
+
+def _entries(exchange: Exchange, area: int, first: int, stop: int) -> Columns:
+    count = max(stop - first, 0)
+    if not count:
+        return PSC_ENTRY.columns(np.empty(0, PSC_ENTRY.dtype))
+    start = area + PSC_HEADER.size + first * PSC_ENTRY.size
+    data = exchange.vcpu.vm.read(start, count * PSC_ENTRY.size)
+    return PSC_ENTRY.columns(np.frombuffer(data, PSC_ENTRY.dtype))
+
+
+def _sizes(entries: Columns) -> NDArray[np.uint64]:
+    """The 4 KB pages of each entry."""
+    return np.where(entries["page_size"], PAGES_PER_LARGE, 1).astype(np.uint64)
+
+
+def _store_header(exchange: Exchange, area: int, header: Record) -> None:
+    exchange.vcpu.vm.write(area, bytes(header))
+
+
+def change_by_msr(vcpu: Vcpu, value: int) -> bool:
+    """One 4 KB page by the MSR protocol. EPERM beside the exit where the era has it so."""
+    era = vcpu.vm.kernel.era
+    if era.psc_exit is Exit.VMGEXIT:
+        vcpu.leave(Exit.VMGEXIT, EXIT_VMGEXIT, ghcb_msr=value)
+        vcpu.completion = _believed_by_msr
+        if era.psc_msr_run_fails:
+            raise KernelError(errno.EPERM, "KVM_RUN with KVM_EXIT_VMGEXIT for the MSR protocol", "0", "-1")
+        return True
+    entry = PSC_ENTRY.unpack(value.to_bytes(PSC_ENTRY.size, "little"))
+    if entry.operation not in _SERVED or not asks_userspace(vcpu):
+        _answer_by_msr(vcpu, failed=True)
+        return False
+    private = entry.operation == PageOperation.PRIVATE
+    hypercall_exit(vcpu, entry.gfn << PAGE_SHIFT, 1, int(MapGpaRange.ENCRYPTED * private))
+    vcpu.completion = _answered_by_msr
+    return True
+
+
+def _believed_by_msr(vcpu: Vcpu) -> Steps[bool]:
+    yield Step("page state changed")
+    _answer_by_msr(vcpu, failed=vcpu.vm.kernel.era.psc_result_told and bool(vcpu.answer(EXIT_VMGEXIT).error))
+    return False
+
+
+def _answered_by_msr(vcpu: Vcpu) -> Steps[bool]:
+    yield Step("page state changed")
+    _answer_by_msr(vcpu, failed=bool(vcpu.answer(EXIT_HYPERCALL).ret))
+    return False
+
+
+def _answer_by_msr(vcpu: Vcpu, *, failed: bool) -> None:
+    vcpu.set_control("ghcb_gpa", spec.PAGE_STATE_FAILED * failed | MsrCode.PAGE_STATE)

@@ -1,0 +1,94 @@
+"""A slot's share of a restricted file: how pages of memfd_restricted become the guest's in the v7 series, and go back.
+
+Pages are pinned by being allocated; nothing zeroes them. Their RMP entries follow the attribute (`convert`), and are
+the hypervisor's again when the file tells of a hole. Sources: RFC v7 patches 05, 06, 55, 57; UPM v10.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from snpbook.hardware.dram import Words
+from snpbook.hardware.host_instructions import NewState
+from snpbook.host.kvm.memslots import Memslot
+from snpbook.host.memory_files import RestrictedMemory
+from snpbook.host.refusal import KernelError, check
+from snpbook.host.rmp import as_pages, make_shared, printk, rmpupdate
+
+if TYPE_CHECKING:
+    from snpbook.host.kvm.vm import Vm
+
+
+class RestrictedBinding:
+    """One slot on one restricted file: the file tells it of holes."""
+
+    def __init__(self, vm: Vm, file: RestrictedMemory) -> None:
+        self.vm, self.file = vm, file
+        self._slot: Memslot | None = None
+
+    def __repr__(self) -> str:
+        return f"RestrictedBinding({self.file!r})"
+
+    def bind(self, slot: Memslot) -> None:
+        """EINVAL where the file is shorter than the slot. Several slots may share pages: v10 does not look."""
+        last = slot.offsets(slot.gfns).stop
+        check(
+            last <= len(self.file.pages),
+            errno.EINVAL,
+            "the file covers the slot",
+            f"{last} pages",
+            len(self.file.pages),
+        )
+        self._slot = slot
+        self.file.hold()
+        self.file.bind(self)
+
+    def unbind(self, slot: Memslot) -> None:
+        """The file is invalidated as a whole, for all who bound it, and let go."""
+        self.file.unbind(self)
+        self._slot = None
+        self.file.let_go()
+
+    def frames(self, slot: Memslot, gfns: range) -> Words:
+        """The frames of a prefix of private pages, allocated where they have none. ENOMEM."""
+        frames = self.file.pages.get_prefix(slot.offsets(gfns))
+        check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
+        return frames
+
+    def convert(self, slot: Memslot, gfns: range, *, private: bool) -> None:
+        """RMP entries of a run follow the attribute. A page that gets no memory is skipped with a warning."""
+        cpu = self.vm.kernel.cpu
+        frames = self.file.pages.get_prefix(slot.offsets(gfns))
+        if len(frames) < len(gfns):
+            printk(cpu, f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
+        if private:
+            rmpupdate(cpu, as_pages(frames), gfns[: len(frames)], NewState(assigned=True, asid=self.vm.asid))
+        else:
+            make_shared(cpu, frames)
+
+    # What the file tells.
+
+    def invalidate_start(self, offsets: range) -> None:
+        """Unmap, then give pages that are still private back to the hypervisor; failures are logged."""
+        slot = self._slot
+        gfns = slot.gfns_at(offsets) if slot else range(0)
+        if slot is None or not gfns:
+            return
+        self.vm.mmu.begin(gfns)
+        self.vm.mmu.tables.zap(gfns.start, len(gfns))
+        if not self.vm.snp:
+            return
+        frames = self.file.pages.peek(slot.offsets(gfns))
+        mine = frames[self.vm.is_private(gfns) & (frames != np.uint64(0))]
+        try:
+            make_shared(self.vm.kernel.cpu, mine)
+        except KernelError as error:
+            printk(self.vm.kernel.cpu, f"kvm: failed to invalidate private memory: {error}")
+
+    def invalidate_end(self, offsets: range) -> None:
+        gfns = self._slot.gfns_at(offsets) if self._slot else range(0)
+        if gfns:
+            self.vm.mmu.end(gfns)
