@@ -91,9 +91,10 @@ class KdsClient:
     def gather(self, report: Report, product: str) -> Bundle:
         """All that AMD publishes for a signed report of a product line; a VLEK is the cloud provider's to give."""
         line, key = product_line(product), report.fields.signing_key
-        blobs = [*ders(self.chain(line, key)), self.crl(line, key)]
+        blobs = []
         if key is SigningKey.VCEK:
             blobs.append(self.vcek(line, report.fields.chip_id, report.tcb("reported_tcb", product)))
+        blobs += [*ders(self.chain(line, key)), self.crl(line, key)]
         return Bundle.decode(blobs)
 
     def _get(self, url: str, suffix: str, fresh: bool = False) -> bytes:

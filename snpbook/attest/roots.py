@@ -31,9 +31,18 @@ class Roots:
 
 def named_roots(name: str) -> Roots:
     """The root set `amd` (real machines) or `toy` (this model, keys public by design)."""
+    return _pinned(name, name)
+
+
+def named_sev_roots(name: str) -> Roots:
+    """The same for SEV and SEV-ES, whose ARKs are in AMD's own format; AMD's is that of Naples alone."""
+    return _pinned(name, f"{name}_sev")
+
+
+def _pinned(name: str, file: str) -> Roots:
     if name not in ROOT_SETS:
         raise ValueError(f"no root set {name!r}: one of {', '.join(ROOT_SETS)}")
-    pinned = tomllib.loads(resource("data", "roots", f"{name}.toml").read_text())
+    pinned = tomllib.loads(resource("data", "roots", f"{file}.toml").read_text())
     return Roots(name, frozenset(pinned.values()))
 
 

@@ -182,7 +182,7 @@ class Process:
         """memfd_create(2): a file of size 0."""
         with self._told("memfd_create", flags=flags):
             known = MemfdFlags.CLOEXEC | MemfdFlags.ALLOW_SEALING
-            check(not flags & ~known, errno.EINVAL, "flags of memfd_create", known, hex(flags))
+            check(not flags & ~int(known), errno.EINVAL, "flags of memfd_create", known, hex(flags))
             return self.install(MemoryFile(self.kernel))
 
     def memfd_restricted(self, flags: int = 0) -> int:

@@ -12,11 +12,11 @@ _RESULTS = {State.PASS: Result.PASSED, State.FAIL: Result.FAILED, State.SKIP: Re
 _INDENT = "&emsp;"
 
 
-def checklist(items: Sequence[Item], caption: str = "SNP host") -> Static:
+def checklist(items: Sequence[Item], caption: str = "Checklist") -> Static:
     """The rows as a table; the text is what `snphost ok` prints, with the remedy below a row that failed."""
     rows = [
         (
-            Markup(f"{_INDENT * item.level}{item.name}", item.name),
+            Markup(f'<span style="white-space:nowrap">{_INDENT * item.level}{item.name}</span>', item.name),
             mark(_RESULTS[item.state], item.state),
             item.found,
             "; ".join(filter(None, [item.remedy, item.why])),

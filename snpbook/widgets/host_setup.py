@@ -25,7 +25,7 @@ from snpbook.widgets.view import Panel, View
 
 INSTALLED = 4 << 30
 ALL, NONE, CUSTOM = "all memory", "none", "custom"
-_HEADINGS = {"dmesg": "The kernel's log", "checks": "Checklist", "machine": "The machine"}
+_LOG = "<strong>The kernel's log</strong>"
 
 
 class HostDesk(View, w.VBox):
@@ -38,7 +38,9 @@ class HostDesk(View, w.VBox):
     def __init__(self, product: str = "milan", seed: str = "host set-up", era: str = "mainline") -> None:
         self._seed = seed
         runnable = [name for name in product_names() if find_product(name).firmware]
-        self.product = w.Dropdown(options=runnable, value=product, description="Processor", layout=_wide(200))
+        self.product = w.Dropdown(
+            options=runnable, value=product, description="Processor", style=_LABEL, layout=_wide(170)
+        )
         self.smee = _switch("SMEE")
         self.smm_lock = _switch("SMM Lock")
         self.iommu = _switch("IOMMU")
@@ -52,7 +54,7 @@ class HostDesk(View, w.VBox):
         )
         self.limit = w.BoundedIntText(min=1, description="SEV-ES ASID Space Limit", style=_LABEL, layout=_wide(260))
         self._bound()
-        self.era = w.Dropdown(options=list(NAMES), value=era, description="Kernel", layout=_wide(200))
+        self.era = w.Dropdown(options=list(NAMES), value=era, description="Kernel", style=_LABEL, layout=_wide(170))
         self.cmdline = w.Text(description="Command line", placeholder="iommu=pt", style=_LABEL, layout=_wide(520))
         self.kvm_amd = w.Text(
             description="options kvm_amd", placeholder="sev=1 sev_es=1 sev_snp=1", style=_LABEL, layout=_wide(520)
@@ -63,14 +65,15 @@ class HostDesk(View, w.VBox):
         self.dmesg: Panel[Kernel] = Panel(lambda kernel: host_state.dmesg(kernel.dmesg), self.kernel)
         self.checks: Panel[Kernel] = Panel(lambda kernel: checklist(look_over(kernel)), self.kernel)
         self.machine: Panel[Kernel] = Panel(host_state.state, self.kernel)
+        self._offer()
         self.product.observe(self._bound, "value")
+        self.coverage.observe(self._offer, "value")
         self.button.on_click(self._pressed)
         super().__init__([
             _row(self.product, self.smee, self.smm_lock, self.iommu, self.nbio_snp),
             _row(self.coverage, self.covered), _row(self.rmp_base, self.limit), _row(self.era), self.cmdline,
             self.kvm_amd, _row(self.button, self.told),
-            *(part for name, title in _HEADINGS.items() for part in (w.HTML(f"<strong>{title}</strong>"),
-                                                                     getattr(self, name))),
+            w.HTML(_LOG), self.dmesg, self.checks, self.machine,
         ])  # fmt: skip
 
     def boot(self, **choices: Any) -> Static:
@@ -87,9 +90,8 @@ class HostDesk(View, w.VBox):
         return self.dmesg.static()
 
     def static(self) -> Static:
-        parts = [(title, getattr(self, name).static()) for name, title in _HEADINGS.items()]
-        html = "".join(f"<p><strong>{title}</strong></p>{part.html}" for title, part in parts)
-        return Static("\n\n".join(part.text for _, part in parts[:2]), html)
+        log, checks, machine = (panel.static() for panel in (self.dmesg, self.checks, self.machine))
+        return Static(f"{log.text}\n\n{checks.text}", f"<p>{_LOG}</p>{log.html}{checks.html}{machine.html}")
 
     @property
     def kernel(self) -> Kernel:
@@ -116,6 +118,10 @@ class HostDesk(View, w.VBox):
         """Another processor has other ASIDs."""
         chosen = find_product(self.product.value)
         self.limit.max, self.limit.value = chosen.asid_limit + 1, chosen.min_sev_asid
+
+    def _offer(self, _: object = None) -> None:
+        """An amount is asked for where the coverage is one's own."""
+        self.covered.disabled = self.coverage.value != CUSTOM
 
     def _pressed(self, _: object) -> None:
         try:

@@ -1,6 +1,8 @@
 """Do I want it? Each rule met and not met, all of them judged, policies in TOML and Python, values not to be meant."""
 
+import re
 from hashlib import sha256, sha384
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -328,3 +330,14 @@ def test_a_key_on_another_curve_is_no_id_key() -> None:
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     with pytest.raises(ValueError, match=r"trusted_id_keys.*P-384"):
         Policy(trusted_id_keys=[pem])
+
+
+def test_every_option_is_told() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    told = {
+        word
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for word in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert told == {"name", *OPTIONS}

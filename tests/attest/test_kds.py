@@ -20,9 +20,9 @@ from tests.attest.vectors import needs_vectors, real_report
 
 ISSUED, NOW = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
 MILAN, TURIN = PRODUCT_LINES["milan"], PRODUCT_LINES["turin"]
-TCBS = {"milan": Tcb(4, 0, 24, 0xDB), "turin": Tcb(1, 1, 4, 0x51, fmc=1)}
+TCBS = {"milan": Tcb(4, 0, 24, 0xDB), "genoa": Tcb(10, 0, 23, 0x54), "turin": Tcb(1, 1, 4, 0x51, fmc=1)}
 CHIPS = {name: Chip.from_seed("client", name) for name in TCBS}
-CPUIDS = {"milan": (0x19, 1), "turin": (0x1A, 2)}
+CPUIDS = {"milan": (0x19, 0x01), "genoa": (0x19, 0x11), "turin": (0x1A, 0x02)}
 SERVICE = KeyService(CHIPS.values(), ISSUED, lambda: NOW)
 HOST = "https://kdsintf.amd.com"
 

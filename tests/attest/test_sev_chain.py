@@ -8,15 +8,14 @@ from hashlib import sha256
 import pytest
 
 from snpbook.attest.checks import MalformedEvidence, NotGenuine
-from snpbook.attest.roots import Roots
+from snpbook.attest.roots import Roots, named_sev_roots
 from snpbook.attest.sev_chain import SevCertificate, verify_platform
 from snpbook.spec.sev_certificates import CertUsage
 from tests.attest.vectors import VECTORS, needs_vectors
 from tests.sampling import sampled
 
 NAMES = ("pdh", "pek", "oca", "cek", "ask", "ark")
-NAPLES_ARK = "dedabca561e1dece8cc00b7bda864cf5f20b95017864408cfe18eaee0dce24b9"
-ROOTS = Roots("naples", frozenset([NAPLES_ARK]))
+ROOTS = named_sev_roots("amd")
 
 
 def naples() -> dict[str, bytes]:
@@ -36,10 +35,10 @@ def refused(chain: dict[str, bytes], roots: Roots = ROOTS) -> str:
 @needs_vectors
 def test_the_real_chain() -> None:
     chain = naples()
-    assert sha256(chain["ark"]).hexdigest() == NAPLES_ARK
+    assert sha256(chain["ark"]).hexdigest() in ROOTS.fingerprints
     for order in (list(chain.values()), list(chain.values())[::-1]):
         platform = verify_platform(read(order), ROOTS)
-        assert repr(platform) == "<VerifiedPlatform, roots naples>"
+        assert repr(platform) == "<VerifiedPlatform, roots amd>"
         assert platform.pdh.key_size == 384
     signatures = [
         check.name for check in platform.checks if ".signed_by_" in check.name and not check.name.endswith("id")
@@ -94,7 +93,7 @@ def test_a_damaged_certificate(name: str, offset: int, value: int, check: str) -
 def test_every_signed_byte_counts(name: str) -> None:
     chain = naples()
     signed = 0x414 if name not in ("ask", "ark") else 0x40 + 512
-    for offset in sampled(range(signed), 40):
+    for offset in sampled(range(signed), 12):
         damaged = bytearray(chain[name])
         damaged[offset] ^= 0x10
         with pytest.raises(NotGenuine):

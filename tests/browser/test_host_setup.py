@@ -61,7 +61,7 @@ def test_an_option_of_the_bios_is_switched_off_and_its_row_fails(notebook: LabPa
     notebook.page.keyboard.press("Space")
     boot(notebook)
     form.get_by_text("memory encryption not enabled by BIOS").first.wait_for()
-    row = form.get_by_role("table", name="SNP host").get_by_role("row", name=re.compile("^Memory encryption"))
+    row = form.get_by_role("table", name="Checklist").get_by_role("row", name=re.compile("^Memory encryption"))
     assert "FAIL" in row.inner_text()
     assert "BIOS: SMEE = Enabled" in row.inner_text()
     assert form.get_by_role("table", name="MSRs").get_by_text("0x0000000000740000").count() == 1

@@ -30,7 +30,7 @@ def service() -> Iterator[str]:
         yield running.url
 
 
-@pytest.mark.parametrize(("name", "version"), [("milan", 2), ("milan", 3), ("turin", 5)])
+@pytest.mark.parametrize(("name", "version"), [("milan", 2), ("genoa", 2), ("milan", 3), ("turin", 5)])
 def test_what_is_fetched_verifies_a_report(
     name: str, version: int, service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +41,21 @@ def test_what_is_fetched_verifies_a_report(
     arguments = ["report", "verify", str(file), "--certs", str(certs), "--roots", "toy", "--now", NOW.isoformat()]
     assert main(arguments) == 0
     assert "skipped  chain.revocation" not in capsys.readouterr().out
+
+
+def test_another_product_is_tried_where_the_chip_is_unknown_and_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(status: int) -> list[str]:
+        urls: list[str] = []
+        monkeypatch.setattr(command, "http_get", lambda url: (urls.append(url), (status, b""))[1])
+        file = tmp_path / "report.bin"
+        file.write_bytes(report("milan", 2).raw)
+        assert main(["kds", "fetch", str(file), str(tmp_path / "certs")]) == 1
+        return [url.split("/")[5] for url in urls]
+
+    assert asked(404) == ["Milan", "Genoa"]
+    assert asked(400) == ["Milan"]
 
 
 def test_failures_are_told_in_two_lines(service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

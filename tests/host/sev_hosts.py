@@ -79,7 +79,7 @@ class Host:
         def failing_run(psp: Any, buffer: Any, pages: range) -> Any:
             nonlocal calls
             room = min(max(after - calls, 0), len(pages))
-            calls += room + 1
+            calls += min(room + 1, len(pages))
             done, refusal = run_handler(psp, buffer, pages[:room]) if room and run_handler else (0, None)
             if done == room < len(pages):
                 refusal = FirmwareRefusal(status, "spoilt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from hashlib import sha384
 
 import pytest
@@ -11,7 +12,7 @@ from snpbook.spec.commands import Command
 from snpbook.spec.pages import PageState
 from snpbook.spec.status import Status
 from snpbook.spec.uapi_kvm import EHWPOISON
-from tests.host.sev_hosts import PAGE, SNP, STRANGE, Handle, Host, refused
+from tests.host.sev_hosts import ATTRIBUTES, ENCRYPT_OP, PAGE, SNP, STRANGE, Handle, Host, refused
 from tests.host.test_sev_snp_launch import snp_vm
 
 VALID, OURS, ABSENT = PageState.GUEST_VALID, PageState.HYPERVISOR, -1
@@ -118,8 +119,6 @@ def test_what_kvm_itself_refuses(guest: tuple[Handle, int]) -> None:
 
 
 def test_a_slot_without_a_private_file(host: Host, guest: tuple[Handle, int]) -> None:
-    import struct
-
     vm, source = guest
     plain = host.process.mmap(PAGE)
     host.process.ioctl(vm.fd, 0x4020AE46, bytearray(struct.pack("<IIQQQ", 1, 0, 0x100 * PAGE, PAGE, plain)))
@@ -268,22 +267,26 @@ def test_runs_and_single_pages_come_to_the_same(monkeypatch: pytest.MonkeyPatch)
     assert ends[0] == ends[1] == ends[2]
 
 
-def test_others_may_run_between_pages(host: Host) -> None:
-    """A hole is punched in front of the pages that come next; a page that is gone becomes one that is filled."""
+def test_others_run_between_pages_but_for_those_who_need_the_locks(host: Host) -> None:
+    """Another sub-command waits for kvm->lock, a conversion for slots_lock; a hole in what is done is punched."""
     host.kernel.step_pages = 1
     vm, source = launching(host)
-    import struct
-
-    payload = struct.pack("<QQQBBHI32x", 0x10, source, 3 * PAGE, 1, 0, 0, 0)
+    gmem = vm.vm.slots.get(0).private  # type: ignore[union-attr]
+    payload = struct.pack("<QQQBBHI32x", 0x10, source, 4 * PAGE, 1, 0, 0, 0)
     command, steps = vm.start_op(101, payload)
-    names = []
+    places = 0
     for step in steps:
-        names.append(step.name)
-        if names.count("launch update: pages") == 3:
-            vm.make_private(range(0x12, 0x13), private=False) if False else None
-    assert names.count("launch update: pages") == 3
-    assert vm.vm.lock.held is vm.vm.slots_lock.held is False
-    assert struct.unpack_from("<I", command, 16)[0] == STRANGE
+        if step.name != "launch update: pages":
+            continue
+        places += 1
+        others = [host.process.calling(vm.fd, ENCRYPT_OP, bytearray(command))]
+        others.append(host.process.calling(vm.fd, ATTRIBUTES, bytearray(struct.pack("<QQQQ", 0x10000, PAGE, 0, 0))))
+        assert all(next(other).blocked for other in others)
+        if places == 3:
+            gmem.punch(range(1))
+    assert places == 4
+    assert states(vm, 5) == [ABSENT, VALID, VALID, VALID, ABSENT]
+    assert not (vm.vm.lock.held or vm.vm.slots_lock.held)
 
 
 # The v7 series.
@@ -374,8 +377,6 @@ def test_series_does_not_hand_a_cpuid_page_back(series: tuple[Handle, int]) -> N
 
 
 def test_series_certificates(series: tuple[Handle, int]) -> None:
-    import struct
-
     vm, _ = series
     room = vm.host.process.mmap(8 * PAGE)
 

@@ -46,7 +46,7 @@ def set_attributes(file: VmFile, process: Process, argument: Argument) -> Steps[
     check(wanted.flags == 0, errno.EINVAL, "flags of memory attributes", 0, hex(wanted.flags))
     attributes = known(vm)
     check(
-        not wanted.attributes & ~attributes,
+        not wanted.attributes & ~int(attributes),
         errno.EINVAL,
         "attributes of the VM",
         repr(attributes),

@@ -64,7 +64,7 @@ def _set(vm: Vm, process: Process, region: Record, known: MemFlag) -> Steps[int]
 def _check_flags(vm: Vm, flags: MemFlag, known: MemFlag) -> None:
     private = bool(flags & MemFlag.GUEST_MEMFD)
     plain = not flags & (MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY)
-    check(not flags & ~known, errno.EINVAL, "flags of a slot", repr(known), hex(flags))
+    check(not flags & ~int(known), errno.EINVAL, "flags of a slot", repr(known), hex(flags))
     check(
         plain or not private,
         errno.EINVAL,

@@ -7,6 +7,7 @@ snp_launch_update_vmsa, snp_launch_finish, snp_decommission_context); RFC v7 pat
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,9 +110,10 @@ def end(vm: Vm) -> bool:
     """The VM ends. False where the firmware keeps the guest: then its context page and its ASID are lost."""
     guest = vm.sev
     assert guest is not None
-    with suppress(KernelError):  # the leak list names what does not come back
-        vm.kernel.ccp.reclaim(guest.bounce[1:])
-    vm.kernel.memory.release(guest.bounce)
+    if guest.bounce:
+        with suppress(KernelError):  # the leak list names what does not come back
+            vm.kernel.ccp.reclaim(guest.bounce[1:])
+        vm.kernel.memory.release(guest.bounce)
     if guest.gctx is None or decommission(vm):
         return True
     _forget_context(vm, guest.gctx)

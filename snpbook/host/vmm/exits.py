@@ -34,7 +34,8 @@ def run(vmm: Vmm, handle: VcpuHandle) -> Exit:
         failed = _enter(vmm, handle)
         reason = Exit(_record(vmm, handle, structs.RUN).exit_reason)
         fault = reason in (Exit.MEMORY_FAULT, Exit.MEMORY_FAULT_V10)
-        if failed is not None and not (fault and failed.errno in (errno.EFAULT, errno.EHWPOISON)):
+        expected = (errno.EFAULT, errno.EHWPOISON) if fault else (errno.EPERM,) if reason is Exit.VMGEXIT else ()
+        if failed is not None and failed.errno not in expected:
             raise failed
         gpa = exit_record(vmm, handle, structs.EXIT_MEMORY_FAULT).gpa if fault else -1
         repeated, last = repeated + 1 if gpa == last >= 0 else 0, gpa
