@@ -218,7 +218,8 @@ class Owner:
             return Verdict(Outcome.NOT_GENUINE, refusal.checks)
         appraisal = appraise(verified, policy)
         outcome = Outcome.ACCEPTED if appraisal.accepted else Outcome.REFUSED
-        return Verdict(outcome, (*verified.checks, *appraisal.checks))
+        asked = (check for check in appraisal.checks if check.result is not Result.SKIPPED)
+        return Verdict(outcome, (*verified.checks, *asked))
 
 
 def sample_image() -> Image:

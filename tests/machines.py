@@ -16,7 +16,7 @@ from snpbook.hardware.bios import SNP_READY, BiosSetup
 from snpbook.hardware.host_instructions import FIRMWARE, NewState
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
-from snpbook.host.kvm import Vm
+from snpbook.host.kvm.vm import Vm
 from snpbook.spec.commands import Command, MailboxRegister
 from snpbook.spec.dispatch import BUFFERS
 from snpbook.spec.layout import Layout
@@ -217,10 +217,10 @@ def launched(system: System | None = None, **options: Any) -> Guest:
 
 def frame_of(vm: Vm, gpa: int) -> int:
     """The system address that backs a private guest page."""
-    slot = vm.slot_of(gpa >> 12)
+    slot = vm.slots.of(gpa >> 12)
     assert slot is not None
-    number = (gpa >> 12) - slot.gfn
-    return int(slot.restricted.get(range(number, number + 1))[0]) << 12
+    assert slot.private is not None
+    return int(slot.private.frames(slot, range(gpa >> 12, (gpa >> 12) + 1))[0]) << 12
 
 
 def private_bytes(guest: Guest, gpa: int, size: int) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snpbook.hardware.dram import Dram
-from snpbook.host.vmm import DirectBoot, VmmError
+from snpbook.host.vmm.configuration import DirectBoot, VmmError
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.resources import resource
 from snpbook.system import Outcome, System
@@ -198,7 +198,7 @@ def launched_digest(path: Path, name: str, vcpus: int, boot: DirectBoot | None =
     system = booted(name)
     image = Image.parse(path.read_bytes())
     guest = launched(system, vcpus=vcpus, image=image, boot=boot)
-    gctx = guest.vmm.vm.gctx
+    gctx = guest.vmm.vm.sev.gctx
     assert gctx is not None
     digest: bytes = system.processor.context(gctx).launch_digest
     return digest
@@ -239,7 +239,7 @@ def test_kernel_hashes(image: str, vcpus: int, initrd: bytes, cmdline: str, tmp_
 def test_the_report_carries_the_contexts_digest() -> None:
     system = booted()
     guest = launched(system, memory=SMALL)
-    gctx = guest.vmm.vm.gctx
+    gctx = guest.vmm.vm.sev.gctx
     assert gctx is not None
     assert guest.request_report(b"")[0x90:0xC0] == system.processor.context(gctx).launch_digest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snpbook.host.vmm import DirectBoot
+from snpbook.host.vmm.configuration import DirectBoot
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.report import ATTESTATION_REPORT
@@ -76,7 +76,7 @@ def test_an_image_without_snp_metadata_is_measured_and_cannot_boot(product: str)
     """QEMU would launch it as well; the guest then has no secrets page, so there is no report to ask for."""
     guest = booted(product).create_vm(image=image_of(CODE_4M), vcpus=2)
     guest.launch()
-    gctx = guest.vmm.vm.gctx
+    gctx = guest.vmm.vm.sev.gctx
     assert gctx is not None
     assert guest.system.processor.context(gctx).launch_digest.hex() == expected(CODE_4M, product, 2)
     with pytest.raises(ImageError, match="no SEV metadata"):

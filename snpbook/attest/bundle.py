@@ -1,4 +1,4 @@
-"""Certificates and revocation lists from files: one as DER, or any number as PEM.
+"""Certificates and revocation lists from files: DER, one or several one behind the other, or PEM.
 
 A file is taken apart before anything in it is decoded, so that a broken outer form (`MalformedEvidence`) is told from
 broken content (`NotGenuine`). Sources: RFC 7468 (PEM), X509 (RFC 5280).
@@ -53,12 +53,23 @@ def ders(data: bytes) -> list[bytes]:
 
     Text around PEM armour and armour of other things, such as keys, is passed over.
     """
-    blobs = list(_armoured(data)) if _BEGIN in data else [data]
+    if _BEGIN not in data:
+        return list(_joined(data))
+    blobs = list(_armoured(data))
     if not blobs:
         raise MalformedEvidence("this PEM holds neither a certificate nor a revocation list")
     for blob in blobs:
         outermost(blob)
     return blobs
+
+
+def _joined(data: bytes) -> Iterator[bytes]:
+    """One DER, or several one behind the other."""
+    at = 0
+    while at < len(data) or not at:
+        end = outermost(data, at, whole=False).end
+        yield data[at:end]
+        at = end
 
 
 def _armoured(data: bytes) -> Iterator[bytes]:

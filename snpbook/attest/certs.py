@@ -116,6 +116,10 @@ class Certificate:
         """RSA with 4096 bits and exponent 65537, as every CA of AMD: other keys are never computed with."""
         return isinstance(self.public_key.key, rsa.RSAPublicKey)
 
+    def is_valid_at(self, now: datetime) -> bool:
+        """Its dates span that moment, both ends included."""
+        return self.not_before <= now <= self.not_after
+
     def signed_by(self, issuer: Certificate) -> bool:
         """The issuer's key made this certificate's signature, in AMD's scheme."""
         return self.uses_pss and made_by(issuer, self.signature, self.tbs)
@@ -137,16 +141,16 @@ def _pss_holds(signer: PublicKey, signature: bytes, digest: bytes) -> bool:
     return True
 
 
-def outermost(der: bytes) -> asn1.Element:
-    """The outermost SEQUENCE; `MalformedEvidence` where it does not span exactly the bytes."""
-    if der[:1] != bytes([asn1.SEQUENCE]):
+def outermost(data: bytes, at: int = 0, *, whole: bool = True) -> asn1.Element:
+    """The SEQUENCE at `at`; `MalformedEvidence` where there is none, or (with `whole`) more than it."""
+    if data[at : at + 1] != bytes([asn1.SEQUENCE]):
         raise MalformedEvidence("neither PEM nor DER: certificates begin with a SEQUENCE or with BEGIN CERTIFICATE")
     try:
-        outer = asn1.element(der)
+        outer = asn1.element(data, at)
     except asn1.DerError as error:
         raise MalformedEvidence(f"the DER is cut short or its outermost length is off: {error}") from error
-    if outer.end != len(der):
-        raise MalformedEvidence(f"the DER announces {outer.end} bytes, and there are {len(der)}")
+    if whole and outer.end != len(data):
+        raise MalformedEvidence(f"the DER announces {outer.end} bytes, and there are {len(data)}")
     return outer
 
 

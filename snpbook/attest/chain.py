@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA384
 
 from snpbook.attest.certs import X509, Certificate, amd_name
 from snpbook.attest.checks import Check, Checklist, NotGenuine
 from snpbook.attest.crl import RevocationList, check_revocation
+from snpbook.attest.ec_keys import signed_by
 from snpbook.attest.kds import chain_url, vcek_url
 from snpbook.attest.parse import SNP, Report
 from snpbook.attest.roots import Roots
@@ -47,7 +50,12 @@ class Chain:
 
 
 def find_chain(
-    report: Report, certificates: Sequence[Certificate], roots: Roots, product: str | None, checks: Checklist
+    report: Report,
+    certificates: Sequence[Certificate],
+    roots: Roots,
+    product: str | None,
+    now: datetime,
+    checks: Checklist,
 ) -> Chain:
     """Choose a report's chain among certificates of any origin; only the product line is judged here.
 
@@ -60,7 +68,7 @@ def find_chain(
         found = f"family {report.fields.cpuid_family:#x} model {report.fields.cpuid_model:#x}"
         checks.require("report.cpuid", report.product is not None, rule, " ".join(PRODUCT_LINES), found, SNP)
     pool = [*certificates, *roots.certificates]
-    vek = _choose(VEK_NAMES[kind], pool, lambda candidate: _names(report, candidate))
+    vek = _choose_vek(report, [candidate for candidate in pool if candidate.common_name == VEK_NAMES[kind]], now)
     if vek is None:
         named = report.product or product
         lines = [product_line(named)] if named else [PRODUCT_LINES[name] for name in WITHOUT_CPUID]
@@ -75,11 +83,11 @@ def find_chain(
     checks.require("report.product", len(claims) == 1, rule, "one product line", found, KDS)
 
     line = product_line(claims[0])
-    root = _choose(line.ark.common_name, pool, lambda candidate: candidate.fingerprint in roots.fingerprints)
+    root = _choose(line.ark.common_name, pool, now, lambda candidate: candidate.fingerprint in roots.fingerprints)
     if root is None:
         raise _missing("root", line.ark, line, kind, checks)
     above = _issuer(line, kind)
-    intermediate = _choose(above.common_name, pool, lambda candidate: candidate.signed_by(root))
+    intermediate = _choose(above.common_name, pool, now, lambda candidate: candidate.signed_by(root))
     if intermediate is None:
         raise _missing("intermediate", above, line, kind, checks)
     return Chain(claims[0], vek, intermediate, root)
@@ -101,7 +109,7 @@ def check_chain(
 
     checks.follow(lambda: (None, _check_links(chain, kind)))
     for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
-        met = certificate.not_before <= now <= certificate.not_after
+        met = certificate.is_valid_at(now)
         span = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
         rule = f"{certificate.common_name} is not valid at this time"
         checks.require(f"chain.{name}.dates", met, rule, span, f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", X509)
@@ -176,13 +184,32 @@ def _key_identifiers_agree(certificate: Certificate, issuer: Certificate) -> boo
 
 
 def _choose(
-    common_name: str, pool: Sequence[Certificate], preferred: Callable[[Certificate], bool]
+    common_name: str, pool: Sequence[Certificate], now: datetime, preferred: Callable[[Certificate], bool]
 ) -> Certificate | None:
-    """The certificate of that name; where there are several, a preferred one, and of these the latest issue."""
-    named = [certificate for certificate in pool if certificate.common_name == common_name]
-    if len(named) > 1:
-        named.sort(key=lambda certificate: (preferred(certificate), certificate.not_after), reverse=True)
-    return named[0] if named else None
+    """The certificate of that name; where there are several, a preferred one."""
+    named = [candidate for candidate in pool if candidate.common_name == common_name]
+    fitting = [candidate for candidate in named if preferred(candidate)] if len(named) > 1 else []
+    return _latest(fitting or named, now)
+
+
+def _choose_vek(report: Report, named: Sequence[Certificate], now: datetime) -> Certificate | None:
+    """The VEK that names the report's TCB and chip; of several, as of a masked chip or of providers, who has signed."""
+    fitting = [candidate for candidate in named if _names(report, candidate)] if len(named) > 1 else []
+    if len({candidate.public_key for candidate in fitting}) > 1:
+        fitting = [candidate for candidate in fitting if _signed(report, candidate)] or fitting
+    return _latest(fitting or named, now)
+
+
+def _latest(candidates: Sequence[Certificate], now: datetime) -> Certificate | None:
+    """The latest issue of those that are valid at the time, or of all."""
+    return max(candidates, key=lambda each: (each.is_valid_at(now), each.not_after), default=None)
+
+
+def _signed(report: Report, candidate: Certificate) -> bool:
+    key, fields = candidate.public_key.key, report.fields
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    return signed_by(key, fields.signature_r, fields.signature_s, report.signed, SHA384())
 
 
 def _names(report: Report, candidate: Certificate) -> bool:

@@ -84,7 +84,7 @@ def verify(
         "report.signed", kind is not SigningKey.NONE, "the report is unsigned", "VCEK or VLEK", kind.name, SNP
     )
 
-    chain = find_chain(parsed, certificates, roots, product, checks)
+    chain = find_chain(parsed, certificates, roots, product, now, checks)
     check_chain(chain, kind, roots, now, checks, crls)
     content = checks.follow(lambda: read_vek(chain.vek, kind))
     check_signature(parsed, chain.vek, checks)

@@ -19,7 +19,7 @@ from snpbook.attacks.dram import flip_before_measurement
 from snpbook.cli.errors import Malformed, NotGenuine, RefusedByPolicy, read_input
 from snpbook.cli.sizes import Size
 from snpbook.guest.boot import Layout
-from snpbook.host.vmm import DirectBoot, VmmError, check_configuration
+from snpbook.host.vmm.configuration import DirectBoot, VmmError, check_configuration
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.kvm import MAX_VCPUS
 from snpbook.spec.pem import pem_from_der

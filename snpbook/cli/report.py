@@ -91,7 +91,10 @@ class Findings:
         made = list(checks)
         self.checks += made
         if not self.as_json:
-            _print_checks(made)
+            idle = [check for check in made if check.result is Result.SKIPPED and check.found == ""]
+            _print_checks(check for check in made if check not in idle)
+            if idle:
+                click.echo(f"  {len(idle)} rules that the policy does not ask for")
 
     def end(self, verdict: str, problem: str = "") -> None:
         """The verdict, which ends the output; with what kept the evidence from being accepted, for scripts."""

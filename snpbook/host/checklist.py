@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING
 
 from snpbook.host.pseudo_files import CMDLINE, IOMMU_FEATURES, parameter
 from snpbook.host.refusal import KernelError
-from snpbook.spec.bring_up import NO_SEV, PASSTHROUGH, SNP_API, SYSCFG_ENFORCING
+from snpbook.spec.bring_up import PASSTHROUGH, SNP_API, SYSCFG_ENFORCING
 from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF, SevCapability
 from snpbook.spec.iommu import EFR_SNP_SUPPORT
 from snpbook.spec.msr import HWCR_SMM_LOCK, RMP_ADDRESS_MASK, RMP_ALIGNMENT, SYSCFG_MEM_ENCRYPT, Msr
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.rmp import BOOKKEEPING_SIZE, ENTRY_SIZE
+from snpbook.spec.uapi_psp import CMD, COMMANDS, ISSUE_CMD, SNP_STATUS, PspCommand
 
 if TYPE_CHECKING:
     from snpbook.host.kernel import Kernel
+
+
+_SNP_STATUS = next(number for number, command in COMMANDS.items() if command is PspCommand.SNP_PLATFORM_STATUS)
 
 
 class State(StrEnum):
@@ -81,15 +85,18 @@ class Evidence:
         return text in ("Y", "1"), f"{name} reads {text}" if text else "no such file"
 
     def snp_status(self) -> tuple[bool, str]:
-        """SNP_PLATFORM_STATUS of /dev/sev."""
-        if NO_SEV in self.dmesg:
-            return False, "no /dev/sev"
+        """SNP_PLATFORM_STATUS of /dev/sev, asked as any program of the host asks."""
+        process = self._kernel.process()
         try:
-            status = self._kernel.ccp.platform_status()
+            fd, place = process.open("/dev/sev"), process.mmap(SNP_STATUS.size)
+            process.ioctl(fd, ISSUE_CMD, CMD.pack(cmd=_SNP_STATUS, data=place))
+            status = SNP_STATUS.unpack(process.space.copy_in(place, SNP_STATUS.size))
         except KernelError as error:
             return False, str(error)
+        finally:
+            process.exit()
         api = (status.api_major, status.api_minor)
-        told = f"API {api[0]}.{api[1]} build {status.build}, state {status.state}"
+        told = f"API {api[0]}.{api[1]} build {status.build_id}, state {status.state}"
         return status.state != 0 and api >= SNP_API, told
 
 

@@ -6,6 +6,11 @@ import errno as codes
 
 from snpbook.spec.refusal import Refusal
 from snpbook.spec.status import Status
+from snpbook.spec.uapi_kvm import EHWPOISON
+
+
+_NAMES = {**codes.errorcode, EHWPOISON: "EHWPOISON"}
+"""By number; Python's own table lacks the last."""
 
 
 class KernelError(Refusal, OSError):
@@ -25,7 +30,7 @@ class KernelError(Refusal, OSError):
 
     def __str__(self) -> str:
         number = self.errno or codes.EIO
-        name = codes.errorcode.get(number, f"errno {number}")
+        name = _NAMES.get(number, f"errno {number}")
         return f"{name}: {super().__str__()}"
 
 

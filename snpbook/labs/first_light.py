@@ -43,11 +43,11 @@ class Lab:
 
     def page_of(self, guest: Guest, gpa: int) -> int:
         """The page frame that holds a private page of the guest."""
-        slot = guest.vmm.vm.slot_of(gpa >> PAGE_SHIFT)
-        if slot is None:
-            raise ValueError(f"gpa {gpa:#x} is no memory of the guest")
-        offset = (gpa >> PAGE_SHIFT) - slot.gfn
-        return int(slot.restricted.get(range(offset, offset + 1))[0])
+        gfn = gpa >> PAGE_SHIFT
+        slot = guest.vmm.vm.slots.of(gfn)
+        if slot is None or slot.private is None:
+            raise ValueError(f"gpa {gpa:#x} is no private memory of the guest")
+        return int(slot.private.frames(slot, range(gfn, gfn + 1))[0])
 
     def host_reads(self, pfn: int, size: int = 32) -> bytes:
         """What the host finds at the start of a page."""

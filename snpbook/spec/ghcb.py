@@ -119,7 +119,7 @@ MSR_RUN_VMPL = Layout(
 class Nae(IntEnum):
     """SW_EXITCODE of the events that a guest reports through its GHCB: intercepts first, then those that are none.
 
-    From HV_DOORBELL on, FEATURES and what follows it apart, Linux 6.12 has none; the meaning of HV_TIMER is from memory.
+    From HV_DOORBELL to SPECIFIC_EOI they are none that Linux 6.12 knows; the meaning of HV_TIMER is from memory.
     """
 
     READ_DR7 = 0x27
@@ -210,7 +210,10 @@ class Doorbell(IntEnum):
 
 
 class VmmError(IntEnum):
-    """The upper half of SW_EXITINFO2 after a guest request: what the hypervisor itself refused (GENERIC from memory)."""
+    """The upper half of SW_EXITINFO2 after a guest request: what the hypervisor itself refused.
+
+    GENERIC is from memory.
+    """
 
     INVALID_LEN = 1
     BUSY = 2

@@ -28,10 +28,11 @@ from tornado.httputil import (
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.util import TimeoutError as Late
 
-from snpbook.spec.kds import KdsStatus
+from snpbook.spec.kds import TARGET_MAX, KdsStatus
 from snpbook.vendor.key_service import Answer, KeyService
 
 HEADER_LIMIT = 1 << 20
+LINE_LIMIT = 2 * TARGET_MAX
 BODY_LIMIT = 1 << 16
 """Nobody needs to send one; it is read and dropped."""
 TIMEOUT = 10.0
@@ -39,8 +40,8 @@ TIMEOUT = 10.0
 CONNECTIONS = 500
 METHODS = ("GET", "HEAD")
 
-_HEADER = rb"\n\r?\n|\A[\s\S]{%d}" % HEADER_LIMIT
-"""The end of a header, or so many bytes without one."""
+_HEADER = rb"\n\r?\n|\A[^\n]{%d}|\A[\s\S]{%d}" % (LINE_LIMIT, HEADER_LIMIT)
+"""The end of a header, or so many bytes without one, or without the end even of the request line."""
 
 
 class _Connection(IOStream):
@@ -58,7 +59,8 @@ class _Connection(IOStream):
         except Late:
             self.refuse(KdsStatus.REQUEST_TIMEOUT)
             raise StreamClosedError from None
-        if len(header) >= HEADER_LIMIT:
+        if len(header) >= HEADER_LIMIT or not header.endswith((b"\n\n", b"\n\r\n")):
+            del header
             await self._refuse_and_drain(KdsStatus.URI_TOO_LONG)
         return header
 
@@ -78,10 +80,13 @@ class _Connection(IOStream):
 
     async def _refuse_and_drain(self, status: KdsStatus) -> NoReturn:
         """Say a last word, but let the client finish: it could lose the word if it still sends (RFC 9112, 9.6)."""
-        self.io_loop.call_later(TIMEOUT, self.close)
-        await self.write(_last_word(status))
-        while True:
-            await self.read_bytes(self.read_chunk_size, partial=True)
+        deadline = self.io_loop.call_later(TIMEOUT, self.close)
+        try:
+            await self.write(_last_word(status))
+            while True:
+                await self.read_bytes(self.read_chunk_size, partial=True)
+        finally:
+            self.io_loop.remove_timeout(deadline)
 
 
 def _last_word(status: KdsStatus) -> bytes:

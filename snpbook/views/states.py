@@ -74,7 +74,8 @@ def _picture(transitions: Sequence[Transition], current: PageState | None) -> st
         + words(mover.value, 48 + 120 * at, _HEIGHT - 6, font_size=11)
         for at, (mover, dash) in enumerate(_DASHES.items())
     ]
-    return document(_WIDTH, _HEIGHT, element("defs", head()), *lines, *nodes, *labels, *legend)
+    named = element("g", *labels, font_size=10, fill=LIGHT.text, **HALO)
+    return document(_WIDTH, _HEIGHT, element("defs", head()), *lines, *nodes, named, *legend)
 
 
 def _node(state: PageState, x: int, y: int) -> str:
@@ -102,4 +103,4 @@ def _arrow(one: Transition, all_: Sequence[Transition]) -> tuple[str, str]:
         part = 0.5 if y0 == y1 else (same.index(one) + 1) / (len(same) + 1) if len(same) > 1 else _OFF_CENTRE
         part = part if (x1, y1) > (x0, y0) else 1 - part
         at = start[0] + part * (stop[0] - start[0]), start[1] + part * (stop[1] - start[1]) + 4
-    return line(path, dash), words(label, at[0], at[1], font_size=10, fill=LIGHT.text, **HALO)
+    return line(path, dash), words(label, round(at[0]), round(at[1]))

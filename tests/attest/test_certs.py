@@ -59,6 +59,7 @@ def test_pem_and_der_are_the_same_certificate() -> None:
     text = b"a comment\n" + b"\r\n".join(map(pem, ders)) + pem(b"not looked at", "PRIVATE KEY")
     assert load_certificates(text) == CHAIN.certificates
     assert load_certificates(ders[0]) == [CHAIN.vek]
+    assert load_certificates(b"".join(ders)) == CHAIN.certificates
     assert repr(CHAIN.vek) == f"Certificate(SEV-VCEK, sha256 {sha256(ders[0]).hexdigest()[:16]})"
 
 

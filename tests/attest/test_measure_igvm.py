@@ -49,6 +49,7 @@ def test_a_large_page_is_512_pages() -> None:
 def test_shared_pages_and_other_platforms_do_not_count() -> None:
     writer = Writer().platform(0, 2).platform(2, 4).page(0x1000, PAGE, mask=2).page(0x2000, PAGE, flags=4, mask=4)
     writer.area(0x1000, 0).insert(0x3000, 0, mask=2).vmsa(VMSA_GPA, PAGE, mask=2)
+    writer.header(0x80000399, "<BBB", 1, 2, 3)  # the next header starts at a multiple of eight
     for parameter in (0x305, 0x307, 0x309, 0x30B, 0x30C, 0x30E, 0x80000399):
         writer.header(parameter, "<Q", 0)
     assert igvm_runs(writer.finish()) == []

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from snpbook.attest.certs import Certificate
 from snpbook.attest.chain import MissingCertificate
@@ -11,7 +12,7 @@ from snpbook.attest.roots import Roots, named_roots, own_roots
 from snpbook.attest.verify import verify
 from snpbook.spec.report import SIGNED_SIZE
 from tests.attest.judging import GOOD, failed_check, judged
-from tests.attest.own_chain import CHIP_ID, OwnChain, milan_extensions, text, turin_extensions
+from tests.attest.own_chain import CHIP_ID, EXPIRES, OwnChain, milan_extensions, text, turin_extensions
 from tests.attest.vectors import NOW, REAL, needs_vectors, real_certificates, real_report
 from tests.sampling import sampled
 
@@ -77,6 +78,23 @@ def test_of_several_veks_the_one_that_fits_is_chosen_and_of_these_the_latest() -
     for chip in (CHIP_ID, bytes(64)):
         pool = [*others, old, GOOD.vek, *others, GOOD.ask, GOOD.ark]
         assert verify(GOOD.report(chip_id=chip), pool, GOOD.roots, NOW).chain.vek == GOOD.vek
+
+
+def test_of_several_veks_of_one_tcb_the_one_that_signed_is_chosen() -> None:
+    """A masked chip among others of its kind, and providers that share a TCB."""
+    others = [
+        GOOD.but(vek_key=ec.derive_private_key(k, ec.SECP384R1()), expires=EXPIRES + timedelta(days=k)) for k in (5, 6)
+    ]
+    pool = [others[0].vek, GOOD.vek, others[1].vek, GOOD.ask, GOOD.ark]
+    assert verify(GOOD.report(chip_id=bytes(64)), pool, GOOD.roots, NOW).chain.vek == GOOD.vek
+
+
+def test_of_several_issues_one_that_is_valid_is_chosen() -> None:
+    later = [GOOD.but(issued=NOW + timedelta(days=9), expires=EXPIRES + timedelta(days=9)), GOOD]
+    pool = [certificate for chain in later for certificate in (chain.vek, chain.ask)]
+    assert verify(GOOD.report(), [*pool, GOOD.ark], GOOD.roots, NOW).chain.vek == GOOD.vek
+    with pytest.raises(NotGenuine, match="not valid at this time"):
+        verify(GOOD.report(), [*pool, GOOD.ark], GOOD.roots, NOW + timedelta(days=9999))
 
 
 def test_a_chain_of_our_own_is_genuine_where_its_root_is_trusted() -> None:

@@ -35,16 +35,25 @@ class Outcome:
         self.output, self.errors = captured.out, captured.err
 
 
+def dumps() -> dict[str, bytes]:
+    """Take away the VMSAs in this directory."""
+    found = {path.name: path.read_bytes() for path in Path.cwd().glob("vmsa*.bin")}
+    for name in found:
+        Path(name).unlink()
+    return found
+
+
 def assert_same(arguments: list[str], capsys: pytest.CaptureFixture[str], refusals: tuple[int, ...] = (2, 64)) -> None:
-    """Our output is the oracle's, or both refuse, and ours in one or two lines."""
-    expected = oracle.measure(arguments)
-    run = Outcome(arguments, capsys)
+    """Our output and files are the oracle's, or both refuse, and ours in one or two lines and writing nothing."""
+    expected, theirs = oracle.measure(arguments), dumps()
+    run, ours = Outcome(arguments, capsys), dumps()
     if expected is None:
         assert run.code in refusals, arguments
-        assert run.output == ""
+        assert (run.output, ours) == ("", {})
         assert 1 <= run.errors.count("\n") <= 2
     else:
         assert (run.code, run.output, run.errors) == (0, expected, ""), arguments
+        assert ours == theirs
 
 
 @pytest.fixture
@@ -276,27 +285,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def dumps() -> dict[str, bytes]:
-    """Take away the VMSAs in this directory."""
-    found = {path.name: path.read_bytes() for path in Path.cwd().glob("vmsa*.bin")}
-    for name in found:
-        Path(name).unlink()
-    return found
-
-
-def assert_same_files(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Output and dumped VMSAs are the oracle's, or both refuse and ours has written nothing."""
-    expected = oracle.measure(arguments)
-    theirs = dumps()
-    assert_same(arguments, capsys, (2, 64))
-    assert dumps() == (theirs if expected else {})
-
-
 @random_images
 @given(data=st.data(), image=ovmf.images())
 def test_random_images(data: st.DataObject, image: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ovmf.fd").write_bytes(image)
-    assert_same_files([*data.draw(options(tmp_path)), "--ovmf", str(tmp_path / "ovmf.fd")], capsys)
+    assert_same([*data.draw(options(tmp_path)), "--ovmf", str(tmp_path / "ovmf.fd")], capsys)
 
 
 @random_images
@@ -305,7 +298,7 @@ def test_random_odd_images(
     data: st.DataObject, image: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ovmf.fd").write_bytes(image)
-    assert_same_files([*data.draw(options(tmp_path)), "--ovmf", str(tmp_path / "ovmf.fd")], capsys)
+    assert_same([*data.draw(options(tmp_path)), "--ovmf", str(tmp_path / "ovmf.fd")], capsys)
 
 
 def test_no_firmware_is_named(capsys: pytest.CaptureFixture[str]) -> None:

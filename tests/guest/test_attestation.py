@@ -51,7 +51,7 @@ def test_the_printed_message(guest: Guest) -> None:
     """The vector of the sheet, through the guest's own sealing and past the host's eyes."""
     key = bytes(range(32))
     poke_private(guest, place(guest).secrets + 0x20, key)
-    gctx = guest.vmm.vm.gctx
+    gctx = guest.vmm.vm.sev.gctx
     assert gctx is not None
     processor = guest.system.processor
     processor.save_context(gctx, processor.context(gctx).replace(vmpck0=key))
@@ -166,7 +166,7 @@ def test_the_last_number_is_not_used(guest: Guest) -> None:
 
 def test_a_refused_payload_says_its_status(guest: Guest) -> None:
     """The key that the driver asks for is switched off."""
-    gctx = guest.vmm.vm.gctx
+    gctx = guest.vmm.vm.sev.gctx
     assert gctx is not None
     processor = guest.system.processor
     processor.save_context(gctx, processor.context(gctx).replace(vcek_dis=1))

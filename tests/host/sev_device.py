@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from snpbook.hardware.ports import HostCpu
+from snpbook.host.ccp import Parameters
 from snpbook.host.kernel import Kernel
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError
@@ -28,6 +29,7 @@ ISSUE_CMD = 0xC0105300
     VLEK_LOAD,
 ) = range(13)  # fmt: skip
 SET_EXT_CONFIG, GET_EXT_CONFIG = 10, 11
+DEVICE = "ccp 0000:22:00.1: "
 MARK = 0x77
 """What the caller leaves in `error`."""
 NO_FW_CALL = 0xFFFFFFFF
@@ -174,3 +176,17 @@ def fails(number: int, firmware: Status | None = None) -> Iterator[KernelError]:
     with pytest.raises(KernelError) as caught:
         yield KernelError(0, "")
     assert (caught.value.errno, caught.value.firmware) == (number, firmware)
+
+
+def down(init_ex_path: str = "") -> Host:
+    """SNP is on in the processor, the driver is there, and nothing is initialised."""
+    host = Host()
+    host.ccp.shutdown()
+    host.ccp.parameters = Parameters(init_ex_path=init_ex_path)
+    host.commands()
+    host.kernel.log.lines.clear()
+    return host
+
+
+def lines(host: Host) -> list[str]:
+    return [line.removeprefix(DEVICE) for line in host.kernel.log.lines]

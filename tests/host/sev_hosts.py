@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from snpbook.host.kvm.sev_guest import SevGuest
 from snpbook.host.kvm.vm import Vm, VmFile
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError
@@ -32,8 +33,10 @@ STRANGE = 0xDEAD
 class Host:
     """A booted host, and a process with /dev/sev and /dev/kvm open."""
 
-    def __init__(self, era: str = "mainline", *, installed: int = 64 * MIB, **options: Any) -> None:
-        self.system = System("milan", "sev tests", installed=installed)
+    def __init__(
+        self, era: str = "mainline", *, installed: int = 64 * MIB, seed: str = "sev tests", **options: Any
+    ) -> None:
+        self.system = System("milan", seed, installed=installed)
         self.kernel = self.system.host
         self.kernel.boot(era, **options)
         self.process: Process = self.kernel.process()
@@ -48,6 +51,13 @@ class Host:
         """Bytes in user memory: their address."""
         self.process.store(self.scratch + page * PAGE, data)
         return self.scratch + page * PAGE
+
+    def certificates(self) -> tuple[bytes, bytes]:
+        """PDH, and PEK, OCA and CEK, from /dev/sev."""
+        pdh, chain = self.put(bytes(2084), 2), self.put(bytes(3 * 2084), 4)
+        export = self.put(struct.pack("<QIQI", pdh, 2084, chain, 3 * 2084), 3)
+        self.process.ioctl(self.sev_fd, 0xC0105300, bytearray(struct.pack("<IQI", 5, export, 0)))
+        return self.process.load(pdh, 2084), self.process.load(chain, 3 * 2084)
 
     @property
     def free(self) -> int:
@@ -103,6 +113,19 @@ class Handle:
         file = self.host.process.file(self.fd)
         assert isinstance(file, VmFile)
         return file.vm
+
+    @property
+    def sev(self) -> SevGuest:
+        """Its SEV side, which must be there."""
+        assert self.vm.sev is not None
+        return self.vm.sev
+
+    @property
+    def private(self) -> Any:
+        """What is behind the private pages of slot 0."""
+        slot = self.vm.slots.get(0)
+        assert slot is not None
+        return slot.private
 
     def start_op(self, number: int, payload: bytes = b"", sev_fd: int | None = None) -> tuple[bytearray, Steps[int]]:
         """A sub-command in steps, and its structure."""
@@ -180,21 +203,23 @@ class Handle:
     def snp_update_v7(self, address: int, size: int, kind: int = 1) -> None:
         self.op(24, struct.pack("<QQIBBBBB7x", 0, address, size, 0, kind, 0, 0, 0))
 
-    def snp_finish(self, flags: int = 0, block: int = 0, auth: int = 0, enable: int = 0, host_data: bytes = b"") -> None:
+    def snp_finish(
+        self, flags: int = 0, block: int = 0, auth: int = 0, enable: int = 0, host_data: bytes = b""
+    ) -> None:
         head = struct.pack("<QQBB", block, auth, enable, 0)
         if self.host.kernel.era.name == "rfc-v7":
             self.op(25, head + struct.pack("<32s6x", host_data))
         else:
             self.op(102, head + struct.pack("<B32s3xH32x", 0, host_data, flags))
 
-    def states(self, gfns: range, slot: int = 0) -> list[int]:
-        """The page states of private pages by guest page, -1 for one without memory."""
-        found = self.vm.slots.get(slot)
-        assert found is not None
-        pages = getattr(found.private, "pages", None) or found.private.file.pages  # type: ignore[union-attr]
-        frames = pages.peek(found.offsets(gfns)).tolist()
+    def states(self, gfns: range) -> list[int]:
+        """The page states of private pages of slot 0 by guest page, -1 for one without memory."""
+        slot = self.vm.slots.get(0)
+        assert slot is not None
+        file = getattr(self.private, "file", self.private)
         rmp = self.host.system.machine.rmp
-        return [int(rmp.states(range(f, f + 1))[0]) if f else -1 for f in frames]
+        frames = file.pages.peek(slot.offsets(gfns)).tolist()
+        return [int(rmp.states(range(frame, frame + 1))[0]) if frame else -1 for frame in frames]
 
     def vmcb(self, number: int = 0) -> Any:
         """The control area of a vCPU."""

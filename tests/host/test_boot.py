@@ -73,8 +73,8 @@ def test_processors_without_snp_come_up_with_sev_and_sev_es(product: str, api: s
     assert system.host.log.lines[-3:] == [f"ccp 0000:22:00.1: SEV API:{api}", *last]
     assert not any("SNP" in line for line in system.host.log.lines)
     with pytest.raises(KernelError) as refused:
-        system.host.kvm.create_vm()
-    assert refused.value.errno == errno.ENOTTY
+        system.create_vm()
+    assert refused.value.errno == errno.EINVAL
 
 
 def test_the_table_covers_all_memory_and_every_core_enforces_it() -> None:
@@ -161,9 +161,7 @@ def test_the_firmwares_refusal_takes_sev_away_from_mainline_and_nothing_from_v7(
     kernel.boot("rfc-v7")
     assert "ccp 0000:22:00.1: SEV-SNP: failed to INIT error 0x3" in kernel.log.lines
     assert kernel.sev.sev_snp, "v7 does not ask the firmware"
-    with pytest.raises(KernelError) as refused:
-        kernel.kvm.create_vm()
-    assert refused.value.errno == errno.ENOTTY
+    assert not kernel.kvm.snp, "and cannot run what it promises"
 
 
 def test_a_driver_without_a_processor_times_out_and_the_host_comes_up() -> None:
@@ -174,11 +172,23 @@ def test_a_driver_without_a_processor_times_out_and_the_host_comes_up() -> None:
     assert kernel.cat("/sys/module/kvm_amd/parameters/sev") == "N\n"
 
 
-def test_kvm_has_no_snp_before_boot() -> None:
-    _, kernel = unbooted()
+@pytest.mark.parametrize(("era", "number"), [("mainline", errno.EINVAL), ("rfc-v7", errno.ENOTTY)])
+def test_snp_guests_are_refused_by_their_system_call(era: str, number: int) -> None:
+    system = System(installed=1 << 30, bios=BiosSetup(nbio_snp=False))
+    system.host.boot(era)
     with pytest.raises(KernelError) as refused:
-        kernel.kvm.create_vm()
-    assert refused.value.errno == errno.ENOTTY
+        system.create_vm()
+    assert refused.value.errno == number
+
+
+def test_there_is_no_kvm_before_boot_nor_without_its_module() -> None:
+    _, kernel = unbooted()
+    for _ in range(2):
+        with pytest.raises(KernelError) as refused:
+            kernel.process().open("/dev/kvm")
+        assert refused.value.errno == errno.ENOENT
+        if not kernel.booted:
+            kernel.boot(modules={"kvm_amd": "sev=maybe"})
 
 
 @pytest.mark.parametrize("setup", [BiosSetup(), BiosSetup(rmp_base=33 * MIB), BiosSetup(snp_coverage=0)])
@@ -211,5 +221,5 @@ def test_platform_status_before_and_after() -> None:
     assert system.host.ccp.platform_status().guest_count == 0
     guest.launch()
     assert system.host.ccp.platform_status().guest_count == 1
-    guest.vmm.vm.destroy()
+    guest.vmm.close()
     assert system.host.ccp.platform_status().guest_count == 0

@@ -146,7 +146,7 @@ def test_a_guest_that_is_not_decommissioned_keeps_its_asid(monkeypatch: pytest.M
     vm = host.vm(SNP)
     vm.init2()
     vm.snp_start()
-    gctx = vm.vm.sev.gctx  # type: ignore[union-attr]
+    gctx = vm.sev.gctx
     assert gctx is not None
     with monkeypatch.context() as patch:
         host.spoil(patch, Command.SNP_DECOMMISSION, Status.INVALID_PLATFORM_STATE)

@@ -69,8 +69,7 @@ def test_init_is_for_vms_of_type_0(host: Host, number: int) -> None:
             host.vm(kind).op(number)
     vm = host.vm(DEFAULT)
     vm.op(number)
-    assert vm.vm.sev is not None
-    assert (vm.vm.sev.es, vm.vm.sev.ghcb_version, vm.vm.sev.vmsa_features) == (bool(number), number, 0)
+    assert (vm.sev.es, vm.sev.ghcb_version, vm.sev.vmsa_features) == (bool(number), number, 0)
     for again in (0, 1, 22):
         with refused(errno.EINVAL):
             vm.op(again, bytes(48))
@@ -88,8 +87,7 @@ def test_init2_by_type(host: Host) -> None:
     for kind, version, features, asid in ((SEV, 0, 0, 100), (SEV_ES, 2, 0, 1), (SNP, 2, 1, 2), (SEV, 0, 0, 101)):
         vm = host.vm(kind)
         vm.init2()
-        guest = vm.vm.sev
-        assert guest is not None
+        guest = vm.sev
         assert (guest.ghcb_version, guest.vmsa_features, guest.asid) == (version, features, asid)
         assert len(guest.bounce) == (2 if kind == SNP else 0)
         with refused(errno.EPERM if kind == SNP else errno.EINVAL):
@@ -118,8 +116,7 @@ def test_init2_refuses_flags_features_and_versions(host: Host, kind: int) -> Non
             vm.init2(version=1)
     else:
         vm.init2(version=1)
-        assert vm.vm.sev is not None
-        assert vm.vm.sev.ghcb_version == 1
+            assert vm.sev.ghcb_version == 1
 
 
 def test_debug_swap_is_opt_in_and_needs_the_module() -> None:

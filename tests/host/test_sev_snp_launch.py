@@ -78,8 +78,7 @@ def test_a_second_start_of_the_series_loses_the_first_context() -> None:
     vm.snp_start()
     with refused(errno.EIO, Status.ASID_OWNED):
         vm.snp_start()
-    assert vm.vm.sev is not None
-    assert vm.vm.sev.gctx is None
+    assert vm.sev.gctx is None
     assert [len(run) for run in vm.host.kernel.ccp.leaks.forgotten] == [1]
 
 
@@ -145,8 +144,7 @@ def test_finish_refuses_flags() -> None:
             vm.snp_finish(flags=1 << flag)
     vm.snp_finish()
     assert vm.error == 0
-    assert vm.vm.sev is not None
-    assert vm.vm.sev.launched
+    assert vm.sev.launched
 
 
 def test_a_second_finish(host: Host) -> None:
@@ -184,7 +182,9 @@ def test_vmsas_go_through_the_descriptor_of_their_call() -> None:
     vm.snp_finish()
 
 
-@pytest.mark.parametrize(("block", "auth", "number"), [(0, 0, errno.EINVAL), (1, 0, errno.EINVAL), (2, 1, errno.EFAULT)])
+@pytest.mark.parametrize(
+    ("block", "auth", "number"), [(0, 0, errno.EINVAL), (1, 0, errno.EINVAL), (2, 1, errno.EFAULT)]
+)
 def test_finish_with_bad_addresses_of_an_id_block_is_one_shot(host: Host, block: int, auth: int, number: int) -> None:
     vm = snp_vm(host)
     vm.create_vcpu()
@@ -214,7 +214,7 @@ def test_an_id_block_that_the_firmware_refuses(host: Host) -> None:
 def test_host_data(host: Host) -> None:
     vm = snp_vm(host)
     vm.snp_start()
-    gctx = vm.vm.sev.gctx  # type: ignore[union-attr]
+    gctx = vm.sev.gctx
     vm.snp_finish(host_data=b"\x42" * 32)
     told = host.system.processor.context(gctx).host_data
     assert told == (bytes(32) if host.kernel.era.name == "rfc-v7" else b"\x42" * 32)
@@ -229,7 +229,7 @@ def test_finish_is_one_shot(host: Host, monkeypatch: pytest.MonkeyPatch) -> None
         with refused(errno.EIO, Status.POLICY_FAILURE):
             vm.snp_finish()
     assert vm.vm.vcpus[0].encrypted
-    assert not vm.vm.sev.launched  # type: ignore[union-attr]
+    assert not vm.sev.launched
     with refused(errno.EINVAL):
         vm.snp_finish()
     vm.close()
@@ -276,9 +276,11 @@ def test_what_a_vmsa_holds(host: Host) -> None:
     vm = snp_vm(host)
     vm.create_vcpu()
     vcpu = vm.vm.vcpus[0]
-    vcpu.state = vcpu.state.replace(rip=0x1234, r15=15, rax=7, xcr0=7, pkru=5, xss=0x800, dr0=9, tsc_aux=3, mxcsr=0x1F80)
+    vcpu.state = vcpu.state.replace(
+        rip=0x1234, r15=15, rax=7, xcr0=7, pkru=5, xss=0x800, dr0=9, tsc_aux=3, mxcsr=0x1F80
+    )
     vm.snp_start()
-    gctx = vm.vm.sev.gctx  # type: ignore[union-attr]
+    gctx = vm.sev.gctx
     vm.snp_finish()
     system = host.system
     plain = system.machine.encryption.read(vm.vm.asid, vcpu.vmsa_page << 12, PAGE)

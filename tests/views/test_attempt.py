@@ -176,7 +176,7 @@ def test_the_life_of_a_page_shows_every_transition() -> None:
     page = read(view.html)
     (_, picture), *_ = page.pictures
     arrows = [node for node in picture.iter() if node.get("marker-end")]
-    labels = [node.text for node in picture.iter() if node.get("paint-order")]
+    labels = [node.text for group in picture.iter() if group.get("paint-order") for node in group]
     assert len(arrows) == len({(one.source, one.target, one.mover) for one in PAGE_TRANSITIONS})
     names = {(one.source, one.target, one.by.removeprefix("SNP_").removeprefix("PAGE_")) for one in PAGE_TRANSITIONS}
     assert sorted(", ".join(map(str, labels)).split(", ")) == sorted(name for _, _, name in names)

@@ -41,8 +41,8 @@ class IssuedCommand:
     def require_writable(self) -> None:
         check(self.writable, errno.EPERM, "the descriptor may be written", "O_RDWR or O_WRONLY", "O_RDONLY")
 
-    def require_data(self, number: int = errno.EINVAL) -> None:
-        check(self.data != 0, number, "`data` points to a structure", "an address", 0)
+    def require_data(self) -> None:
+        check(self.data != 0, errno.EINVAL, "`data` points to a structure", "an address", 0)
 
     def read(self, layout: Layout) -> Record:
         """copy_from_user of the structure behind `data` (EFAULT)."""

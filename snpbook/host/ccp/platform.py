@@ -117,11 +117,7 @@ class Ccp(Initialisation):
 
     def _shutdown_snp(self) -> None:
         self.cpu.wbinvd()
-        try:
-            self._snp_shutdown_ex()
-        except KernelError as error:
-            self.log.psp(f"SEV-SNP firmware shutdown failed, rc {rc(error)}, error {answered(error) or 0:#x}")
-            raise
+        self._snp_shutdown_ex()
         try:
             for pages in self.iommu_buffers:
                 self._release_iommu_buffer(pages)
@@ -129,19 +125,25 @@ class Ccp(Initialisation):
             self.log.psp("SNP IOMMU shutdown failed")
             raise
         self.snp_initialised, self.certificates = False, b""
-        self.panic_notifier = self.panic_notifier and self.polling
+        self.panic_notifier = self.polling  # a panic cannot unregister what it runs in
 
     def _snp_shutdown_ex(self) -> None:
         """SNP_SHUTDOWN_EX, a second time after a flush where the firmware asks for one."""
         data = SNP_SHUTDOWN_EX.pack(length=SNP_SHUTDOWN_EX.size, iommu_snp_shutdown=1)
-        try:
-            self.submit(Command.SNP_SHUTDOWN_EX, data)
-            return
-        except KernelError as error:
-            if error.firmware is not Status.DF_FLUSH_REQUIRED:
+        for last in (False, True):
+            try:
+                self.submit(Command.SNP_SHUTDOWN_EX, data)
+                return
+            except KernelError as error:
+                if last or error.firmware is not Status.DF_FLUSH_REQUIRED:
+                    code = answered(error) or 0
+                    self.log.psp(f"SEV-SNP firmware shutdown failed, rc {rc(error)}, error {code:#x}")
+                    raise
+            try:
+                self.submit(Command.SNP_DF_FLUSH)
+            except KernelError as error:
+                self.log.psp(f"SEV-SNP DF_FLUSH failed, ret = {rc(error)}, error = {answered(error) or 0:#x}")
                 raise
-        self.submit(Command.SNP_DF_FLUSH)
-        self.submit(Command.SNP_SHUTDOWN_EX, data)
 
     def _release_iommu_buffer(self, pages: range) -> None:
         """Reclaim pages become the hypervisor's; a 2 MB entry is split first, where one begins (EINVAL: it is free)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from snpbook.hardware.dram import Words
 from snpbook.hardware.exits import Npf
+from snpbook.host.kvm import rmp_fault
 from snpbook.host.kvm.memslots import Memslot, prefix
 from snpbook.host.refusal import KernelError
 from snpbook.host.steps import Step, Steps
@@ -32,7 +33,10 @@ def handle(vcpu: Vcpu, fault: Npf) -> Steps[Left]:
     """Serve a fault of the guest; KernelError EFAULT or EHWPOISON where the era tells the VMM so."""
     vm, first = vcpu.vm, fault.gpa >> PAGE_SHIFT
     gfns = range(first, first + fault.count)
-    return (yield from serve(vcpu, gfns, is_private(vm, fault, gfns), write=bool(fault.error & FaultError.WRITE)))
+    left = yield from serve(vcpu, gfns, is_private(vm, fault, gfns), write=bool(fault.error & FaultError.WRITE))
+    if not left and fault.error & FaultError.RMP and vm.snp:
+        yield from rmp_fault.handle(vcpu, first, fault.error)
+    return left
 
 
 def is_private(vm: Vm, fault: Npf, gfns: range) -> bool:

@@ -169,9 +169,7 @@ def _features(exchange: Exchange) -> bool:
 
 def _terminate(exchange: Exchange) -> bool:
     vcpu = exchange.vcpu
-    vcpu.vm.kernel.log(
-        f"SEV-ES guest requested termination: reason {exchange.info_1:#x} info {exchange.info_2:#x}"
-    )
+    vcpu.vm.kernel.log(f"SEV-ES guest requested termination: reason {exchange.info_1:#x} info {exchange.info_2:#x}")
     return ghcb_msr.terminated(vcpu)
 
 

@@ -62,9 +62,7 @@ def mmio(exchange: Exchange) -> bool:
         exchange.refuse(GhcbError.INVALID_INPUT)
         return False
     area = exchange.scratch(size)
-    return area is not None and _mmio_piece(
-        exchange.vcpu, area, gpa, size, is_write=exchange.event == Nae.MMIO_WRITE
-    )
+    return area is not None and _mmio_piece(exchange.vcpu, area, gpa, size, is_write=exchange.event == Nae.MMIO_WRITE)
 
 
 def _mmio_piece(vcpu: Vcpu, area: int, gpa: int, size: int, *, is_write: bool) -> bool:

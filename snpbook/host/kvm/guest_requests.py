@@ -54,8 +54,10 @@ def handle(exchange: Exchange) -> Steps[bool]:
 
 
 def _too_many(vm: Vm) -> bool:
-    """Whether a request comes too fast. Without time of day: after two of them the guest is told to wait, and has
-    waited when it asks again (MODEL)."""
+    """Whether a request comes too fast.
+
+    Without time of day: after two of them the guest is told to wait, and has waited when it asks again (MODEL).
+    """
     assert vm.sev is not None
     vm.sev.requests = (vm.sev.requests + 1) % (_BURST + 1)
     return vm.sev.requests == 0

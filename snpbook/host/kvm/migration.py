@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from snpbook.host.kvm.vcpu import Vcpu
     from snpbook.host.kvm.vm import Vm
 
+_BUSY = (errno.EBUSY, "the VM takes part in no migration", "none in progress", "one in progress")
+
 
 def copy_context(vm: Vm, process: Process, fd: int) -> Steps[int]:
     """KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: the VM becomes a mirror, with the same keys and ASID.
@@ -67,21 +69,25 @@ def _vm(process: Process, fd: int) -> Vm:
 
 
 def _both(vm: Vm, source: Vm) -> Steps[AbstractContextManager[object]]:
-    """Claim both VMs and lock them, the destination first, until the block ends."""
+    """Claim both VMs and lock them, the destination first, until the block ends. EINVAL where they are one, EBUSY."""
+    check(vm is not source, errno.EINVAL, "two VMs", "another one", "itself")
+    check(not vm.migrating, *_BUSY)
     with ExitStack() as held:
-        held.enter_context(_claimed(vm, source))
+        held.enter_context(_claimed(vm))
         yield Step("claim the source")
-        held.enter_context(_claimed(source, vm))
+        busy = source.migrating
+        if busy:
+            yield Step("let the destination go again")
+        check(not busy, *_BUSY)
+        held.enter_context(_claimed(source))
         held.enter_context((yield from vm.lock.hold()))
         held.enter_context((yield from source.lock.hold()))
         return held.pop_all()
 
 
 @contextmanager
-def _claimed(vm: Vm, other: Vm) -> Iterator[None]:
-    """migration_in_progress of one end. EINVAL where both ends are one VM, EBUSY where it is claimed already."""
-    check(vm is not other, errno.EINVAL, "two VMs", "another one", "itself")
-    check(not vm.migrating, errno.EBUSY, "the VM takes part in no migration", "none in progress", "one in progress")
+def _claimed(vm: Vm) -> Iterator[None]:
+    """migration_in_progress of one end."""
     vm.migrating = True
     try:
         yield

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from snpbook.hardware.executor import CoroutineExecutor
-from snpbook.hardware.vmrun import Executor
 from snpbook.host.files import Argument, Call, File
 from snpbook.host.kvm import prefault, registers, run
 from snpbook.host.memory import PageFile, UserMemory
@@ -36,12 +36,17 @@ class Vcpu:
     def __init__(self, vm: Vm, number: int) -> None:
         self.vm, self.number = vm, number
         kernel = vm.kernel
-        self.executor: Executor = CoroutineExecutor()
+        self.executor = CoroutineExecutor()
         self.shared = UserMemory(kernel.cpu, kernel.memory, VCPU_MMAP_PAGES << PAGE_SHIFT)
         """`kvm_run`, the page of port data, the ring of coalesced MMIO."""
-        frames = self.shared.get(range(VCPU_MMAP_PAGES))
+        with ExitStack() as undo:
+            undo.callback(self.shared.close)
+            frames = self.shared.get(range(VCPU_MMAP_PAGES))
+            self.vmcb_page = kernel.memory.allocate_small()
+            undo.callback(kernel.memory.release, range(self.vmcb_page, self.vmcb_page + 1))
+            self.vmsa_page = kernel.memory.allocate_small()
+            undo.pop_all()
         self._run, self._data = int(frames[0]) << PAGE_SHIFT, int(frames[1]) << PAGE_SHIFT
-        self.vmcb_page, self.vmsa_page = kernel.memory.allocate_small(), kernel.memory.allocate_small()
         self.state: Record = registers.reset_state(kernel.cpu.product)
         """The registers by VMSA name, while they are KVM's."""
         self.cpuid: tuple[Record, ...] = ()

@@ -18,7 +18,7 @@ from snpbook.spec.ghcb import MSR_CODE_MASK
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.process import Advice
-from snpbook.spec.uapi_kvm import HC_MAP_GPA_RANGE, Exit, Ioctl, IoDirection, MapGpaRange
+from snpbook.spec.uapi_kvm import EHWPOISON, HC_MAP_GPA_RANGE, Exit, Ioctl, IoDirection, MapGpaRange
 
 if TYPE_CHECKING:
     from snpbook.host.vmm.guest import VcpuHandle, Vmm
@@ -34,13 +34,13 @@ def run(vmm: Vmm, handle: VcpuHandle) -> Exit:
         failed = _enter(vmm, handle)
         reason = Exit(_record(vmm, handle, structs.RUN).exit_reason)
         fault = reason in (Exit.MEMORY_FAULT, Exit.MEMORY_FAULT_V10)
-        expected = (errno.EFAULT, errno.EHWPOISON) if fault else (errno.EPERM,) if reason is Exit.VMGEXIT else ()
+        expected = (errno.EFAULT, EHWPOISON) if fault else (errno.EPERM,) if reason is Exit.VMGEXIT else ()
         if failed is not None and failed.errno not in expected:
             raise failed
         gpa = exit_record(vmm, handle, structs.EXIT_MEMORY_FAULT).gpa if fault else -1
         repeated, last = repeated + 1 if gpa == last >= 0 else 0, gpa
         check(repeated < FAULT_LIMIT, errno.ELOOP, "a conversion gets the guest on", "progress", hex(gpa))
-        if failed is not None and failed.errno == errno.EHWPOISON:
+        if failed is not None and failed.errno == EHWPOISON:
             raise failed
         if not _serve(vmm, handle, reason):
             return reason

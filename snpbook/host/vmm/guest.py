@@ -26,6 +26,7 @@ from snpbook.spec.image import FOUR_GIB, Image
 
 from snpbook.spec.layout import Record
 from snpbook.spec.process import MapFlags, Protection
+from snpbook.spec.status import Status
 from snpbook.spec.uapi_kvm import Exit, Ioctl, MemFlag, VmType
 from snpbook.spec.uapi_sev import CMD, SevOp
 
@@ -66,6 +67,8 @@ class Vmm:
         self.process = kernel.process()
         self.cmos_index = 0
         self.launched = False
+        self.measurement = b""
+        """What LAUNCH_MEASURE answered for a SEV or SEV-ES guest: the HMAC, then the firmware's nonce."""
         try:
             self._create(vcpus)
         except KernelError:
@@ -165,32 +168,40 @@ class Vmm:
 
     # Calls that need addresses.
 
-    def sev(self, op: SevOp, **fields: Any) -> Record | None:
-        """One sub-command of KVM_MEMORY_ENCRYPT_OP: its structure as it comes back; None for one without."""
+    def sev(self, op: SevOp, *, asks_length: bool = False, **fields: Any) -> Record | None:
+        """One sub-command of KVM_MEMORY_ENCRYPT_OP: its structure as it comes back; None for one without.
+
+        With `asks_length` it is given no room, which is EIO, and the structure says how much it takes.
+        """
         layout = self.kernel.era.payloads.get(op)
         payload = layout.pack(**fields) if layout else b""
         with self.scratch.placed(payload) as address:
             command = CMD.pack(id=self.kernel.era.op_id(op), data=address, sev_fd=self.sev_fd)
-            self.process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_OP, bytearray(command))
+            try:
+                self.process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_OP, bytearray(command))
+            except KernelError as error:
+                if not asks_length or error.firmware is not Status.INVALID_LENGTH:
+                    raise
             return layout.unpack(self.process.load(address, layout.size)) if layout else None
 
     def block_of(self, gpa: int) -> RamBlock | None:
         """The RAM block that holds a guest address."""
         return next((block for block in self.blocks if gpa in block), None)
 
-    def write(self, gpa: int, data: bytes) -> None:
-        """Store bytes in the guest's shared memory, inside one block."""
+    def user(self, gpa: int) -> int:
+        """The process's address of the guest's shared memory at a guest address."""
         block = self.block_of(gpa)
         if block is None:
             raise ValueError(f"gpa = {gpa:#x}: no memory of the guest")
-        self.process.store(block.user(gpa), data)
+        return block.user(gpa)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store bytes in the guest's shared memory, inside one block."""
+        self.process.store(self.user(gpa), data)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Bytes of the guest's shared memory, inside one block."""
-        block = self.block_of(gpa)
-        if block is None:
-            raise ValueError(f"gpa = {gpa:#x}: no memory of the guest")
-        return self.process.load(block.user(gpa), size)
+        return self.process.load(self.user(gpa), size)
 
     # Its life.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from snpbook.host.refusal import KernelError
 from snpbook.host.vmm.configuration import GuestKind
 from snpbook.host.vmm.cpuid import cpuid_page
 from snpbook.host.vmm.registers import set_reset_registers
@@ -73,8 +72,7 @@ def _update(vmm: Vmm, kind: LaunchPage, gpa: int, size: int) -> None:
     """One range: made private first where the era wants it so, then as many calls as the kernel takes."""
     if not size:
         return
-    block = vmm.block_of(gpa)
-    address = block.user(gpa) if block else 0
+    address = vmm.user(gpa)
     if vmm.kernel.era.launch_by_hva:
         vmm.sev(SevOp.SNP_LAUNCH_UPDATE, uaddr=address, len=size, page_type=kind)
         return
@@ -102,16 +100,12 @@ def _launch_sev(vmm: Vmm, policy: int) -> None:
     for block in vmm.blocks:
         region = structs.ENC_REGION.pack(addr=block.address, size=block.size)
         vmm.process.ioctl(vmm.vm_fd, Ioctl.MEMORY_ENCRYPT_REG_REGION, region)
-    block = vmm.block_of(vmm.image.gpa)
-    assert block is not None
-    vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=block.address, len=block.size)
+    vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=vmm.user(vmm.image.gpa), len=len(vmm.image.data))
     if vmm.boot:
         table = kernel_hash_table(vmm.boot.kernel, vmm.boot.initrd, vmm.boot.cmdline)
         base = vmm.image.hash_table_base
         vmm.write(base, table)
-        place = vmm.block_of(base)
-        assert place is not None
-        vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=place.user(base), len=len(table))
+        vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=vmm.user(base), len=len(table))
     if vmm.kind is GuestKind.SEV_ES:
         vmm.sev(SevOp.LAUNCH_UPDATE_VMSA)
     vmm.measurement = _measurement(vmm)
@@ -120,13 +114,8 @@ def _launch_sev(vmm: Vmm, policy: int) -> None:
 
 def _measurement(vmm: Vmm) -> bytes:
     """LAUNCH_MEASURE: once to learn the length, once for the measurement and its nonce."""
-    try:
-        asked = vmm.sev(SevOp.LAUNCH_MEASURE)
-    except KernelError as error:
-        if error.firmware is None:
-            raise
-        asked = None
-    length = asked.len if asked else 48
-    with vmm.scratch.placed(bytes(length)) as address:
-        vmm.sev(SevOp.LAUNCH_MEASURE, uaddr=address, len=length)
-        return vmm.process.load(address, length)
+    asked = vmm.sev(SevOp.LAUNCH_MEASURE, asks_length=True)
+    assert asked is not None
+    with vmm.scratch.placed(bytes(asked.len)) as address:
+        vmm.sev(SevOp.LAUNCH_MEASURE, uaddr=address, len=asked.len)
+        return vmm.process.load(address, asked.len)

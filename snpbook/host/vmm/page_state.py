@@ -73,7 +73,7 @@ def _convert(vmm: Vmm, fields: dict[str, np.ndarray[tuple[int], np.dtype[np.uint
             try:
                 convert(vmm, gpa, pages << PAGE_SHIFT, private=private)
             except KernelError:
-                return first, spec.PSC_FAILED
+                return first, spec.PSC_FAILURE
     return stop, spec.PSC_INVALID_ENTRY if stop < count else 0
 
 
