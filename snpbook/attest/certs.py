@@ -116,6 +116,11 @@ class Certificate:
         """RSA with 4096 bits and exponent 65537, as every CA of AMD: other keys are never computed with."""
         return isinstance(self.public_key.key, rsa.RSAPublicKey)
 
+    @property
+    def span(self) -> str:
+        """Its dates in words."""
+        return f"{self.not_before.date()} to {self.not_after.date()}"
+
     def is_valid_at(self, now: datetime) -> bool:
         """Its dates span that moment, both ends included."""
         return self.not_before <= now <= self.not_after

@@ -108,11 +108,10 @@ def check_chain(
     checks.require("chain.root", pinned, rule, f"a root of {roots.name}", f"sha256 {root.fingerprint}", KDS)
 
     checks.follow(lambda: (None, _check_links(chain, kind)))
+    moment = f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
-        met = certificate.is_valid_at(now)
-        span = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
-        rule = f"{certificate.common_name} is not valid at this time"
-        checks.require(f"chain.{name}.dates", met, rule, span, f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", X509)
+        rule, span = f"{certificate.common_name} is not valid at this time", certificate.span
+        checks.require(f"chain.{name}.dates", certificate.is_valid_at(now), rule, span, moment, X509)
     check_revocation(intermediate, root, crls, now, checks)
 
 

@@ -76,24 +76,25 @@ def check_revocation(
 ) -> None:
     """Ask the root's lists about an intermediate; without one, revocation is skipped and not passed.
 
-    Being listed counts for ever; not being listed counts as long as the latest list is current.
+    Being listed counts for ever; not being listed counts as long as the latest list is current. Beside a list that the
+    root signed, those of a namesake do not matter.
     """
-    own = [crl for crl in crls if crl.issuer == root.subject]
-    if not own:
+    named = [crl for crl in crls if crl.issuer == root.subject]
+    if not named:
         checks.skip(CHECK, f"no revocation list of {root.common_name} was given", X509)
         return
-    forged = [crl for crl in own if not (may_sign_lists(root) and crl.signed_by(root))]
-    rule = f"a revocation list is not signed by {root.common_name}"
-    found = repr(forged[0]) if forged else "signed"
-    checks.require(f"{CHECK}.signature", not forged, rule, "RSASSA-PSS, SHA-384", found, X509)
-    strange = " ".join(sorted({oid for crl in own for oid in crl.critical})) or "none"
+    signed = [crl for crl in named if may_sign_lists(root) and crl.signed_by(root)]
+    rule = f"the revocation list is not signed by {root.common_name}"
+    found = "signed" if signed else repr(named[0])
+    checks.require(f"{CHECK}.signature", bool(signed), rule, "RSASSA-PSS, SHA-384", found, X509)
+    strange = " ".join(sorted({oid for crl in signed for oid in crl.critical})) or "none"
     rule = "a revocation list has a critical extension that nobody here knows"
     checks.require(f"{CHECK}.critical", strange == "none", rule, "none", strange, X509)
-    listed = any(intermediate.serial in crl.serials for crl in own)
+    listed = any(intermediate.serial in crl.serials for crl in signed)
     rule, expected = f"{intermediate.common_name} is revoked", f"serial {intermediate.serial:#x} not listed"
     checks.require(f"{CHECK}.serial", not listed, rule, expected, "listed" if listed else "not listed", X509)
 
-    latest = max(own, key=lambda crl: crl.this_update)
+    latest = max(signed, key=lambda crl: crl.this_update)
     met = latest.next_update is not None and latest.this_update <= now <= latest.next_update
     until = f"{latest.next_update:%Y-%m-%d %H:%M:%S}" if latest.next_update else "no date"
     rule, expected = "the revocation list is not current", f"{latest.this_update:%Y-%m-%d %H:%M:%S} to {until}"

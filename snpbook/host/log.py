@@ -24,5 +24,6 @@ class KernelLog:
                 self._trace.emit(Message(source="kernel", text=text))
 
     def psp(self, text: str) -> None:
-        """dev_info and its kin of the secure processor's device."""
-        self(f"{PSP_DEVICE}: {text}")
+        """dev_info and its kin of the secure processor's device; nothing for an empty text either."""
+        if text:
+            self(f"{PSP_DEVICE}: {text}")

@@ -86,7 +86,11 @@ class BringUp:
     """The ccp module initialises the secure processor, and kvm_amd does not ask how that went."""
     versions_apart: bool
     """The driver prints the API once for SNP and once for SEV; otherwise once, under the name of the higher."""
+    snp_too_old: str
     snp_failed: str
+    sev_without_snp: bool
+    """SEV and SEV-ES are initialised also where SNP failed; otherwise that ends it."""
+    sev_failed: str
     nested_paging: str
     lbr_virtualisation: str
     sev_ranges: bool
@@ -112,7 +116,10 @@ _MAINLINE = BringUp(
     sme_active="Memory Encryption Features active: AMD SME",
     psp_at_probe=False,
     versions_apart=True,
+    snp_too_old="",
     snp_failed="SEV-SNP: {command} failed rc {rc}, error {error:#x}",
+    sev_without_snp=False,
+    sev_failed="SEV: {command} failed {error:#x}, rc {rc}",
     nested_paging="kvm_amd: Nested Paging {state}",
     lbr_virtualisation="kvm_amd: LBR virtualization supported",
     sev_ranges=True,
@@ -138,7 +145,10 @@ BRING_UP: Mapping[str, BringUp] = {
         sme_active="AMD Memory Encryption Features active: SME",
         psp_at_probe=True,
         versions_apart=False,
+        snp_too_old="SEV-SNP support requires firmware version >= 1:51",
         snp_failed="SEV-SNP: failed to INIT error {error:#x}",
+        sev_without_snp=True,
+        sev_failed="SEV: failed to INIT error {error:#x}, rc {rc}",
         nested_paging="SVM: kvm: Nested Paging {state}",
         lbr_virtualisation="SVM: LBR virtualization supported",
         sev_ranges=False,

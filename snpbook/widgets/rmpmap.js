@@ -163,6 +163,8 @@ function render({ model, el }) {
     },
     pointercancel: () => (drag = null),
   });
+  const settle = () => model.send({ cursor: model.get("cursor"), selection: model.get("selection") });
+  el.addEventListener("focusout", settle); // a state may still wait for the kernel, and a button is told at once
   on(enters(form), {
     submit(event) {
       event.preventDefault();
@@ -210,6 +212,7 @@ function render({ model, el }) {
 
   return () => {
     for (const name in listeners) model.off(name, listeners[name]);
+    el.removeEventListener("focusout", settle);
     watch.disconnect();
     sizes.disconnect();
     scheme.removeEventListener("change", restyle);

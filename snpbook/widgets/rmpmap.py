@@ -66,6 +66,7 @@ class RmpMap(View, anywidget.AnyWidget):
             _states=_checked(states), _page={}, _columns=rmpmap.columns(len(states)), _palette=_palette(),
         )  # fmt: skip
         self._inspect()
+        self.on_msg(self._settle)
 
     @property
     def states(self) -> rmpmap.States:
@@ -130,6 +131,11 @@ class RmpMap(View, anywidget.AnyWidget):
     def _inspect(self, _: object = None) -> None:
         rows = page_rows(self.cursor, self._state(self.cursor), self._fields(self.cursor))
         self._page = {"pfn": self.cursor, "rows": [list(row) for row in rows]}
+
+    def _settle(self, _: object, left: dict[str, Any], __: object) -> None:
+        """The reader leaves the map: where it stands then, before what is pressed next is heard of."""
+        with self.hold_trait_notifications():
+            self.cursor, self.selection = left["cursor"], tuple(left["selection"])
 
     def _state(self, pfn: int) -> int:
         return self._states[pfn - self.first_pfn]

@@ -167,7 +167,9 @@ def test_a_revoked_intermediate() -> None:
 
 def test_a_list_of_another_key() -> None:
     assert revoked([GOOD.crl(signer=toy_key("ask"))]) == "chain.revocation.signature"
-    assert revoked([GOOD.crl(), GOOD.crl(signer=toy_key("ask"))]) == "chain.revocation.signature"
+    beside = [GOOD.crl(7, signer=toy_key("ask")), GOOD.crl()]
+    assert verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW, crls=beside)
+    assert revoked([GOOD.crl(7), beside[0]]) == "chain.revocation.serial"
     silent = GOOD.but(ark_signs_lists=False)
     assert revoked([silent.crl()], chain=silent) == "chain.revocation.signature"
 

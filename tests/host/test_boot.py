@@ -148,6 +148,17 @@ def test_kexec_without_a_shutdown_finds_the_firmware_in_use() -> None:
     assert (second.sev.sev, second.sev.sev_es, second.sev.sev_snp) == (False, False, False)
 
 
+def test_kexec_from_a_kernel_without_snp_finds_sev_initialised() -> None:
+    """SNP is initialised before SEV or not at all: the driver goes by the legacy platform's state."""
+    board, kernel = unbooted()
+    kernel.boot("mainline", cmdline="iommu=off")
+    second = Kernel(HostCpu(board.machine))
+    second.boot("mainline")
+    assert second.platform.snp
+    assert (second.sev.sev, second.sev.sev_es, second.sev.sev_snp) == (True, True, False)
+    assert second.log.lines[-1] == "kvm_amd: SEV-SNP disabled (ASIDs 1 - 99)"
+
+
 def test_the_firmwares_refusal_takes_sev_away_from_mainline_and_nothing_from_v7() -> None:
     board, kernel = unbooted()
     for core in board.machine.cores[1:]:

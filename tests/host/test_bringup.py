@@ -58,6 +58,14 @@ MAINLINE = [
         ),
         ("IOMMU SNP support enabled",), BiosSetup(snp_coverage=GIB, rmp_base=16 * MIB),
     ),
+    Failure(
+        "table that does not cover itself", "YYN", ALL,
+        (
+            "SEV-SNP: Memory reserved for the RMP table does not cover full system RAM "
+            "(expected 0x1804000 got 0x1800000)",
+        ),
+        bios=BiosSetup(snp_coverage=6 * GIB - 25 * MIB),
+    ),
     Failure("no IOMMU", "YYN", ALL, (DISABLED,), ("AMD-Vi",), BiosSetup(iommu=False)),
     Failure("iommu=off", "YYN", ALL, (DISABLED,), ("AMD-Vi",), cmdline="iommu=off"),
     Failure("amd_iommu=off", "YYN", ALL, (DISABLED,), ("AMD-Vi",), cmdline="amd_iommu=off"),
@@ -133,7 +141,10 @@ V7 = [
             cmdline="amd_iommu=pgtbl_v2", snp_en=True),
     Failure("ASID limit 1", "YNN", ALL, ("SEV supported: 509 ASIDs",), ("SEV-ES",), BiosSetup(min_sev_asid=1),
             snp_en=True),
-    Failure("crooked table", "YYY", ALL, ("ccp 0000:22:00.1: SEV-SNP: failed to INIT error 0x3",),
+    Failure("crooked table", "YYY", ALL, (
+            "ccp 0000:22:00.1: SEV-SNP: failed to INIT error 0x3",
+            "ccp 0000:22:00.1: SEV: failed to INIT error 0x1, rc -5",
+        ),
             bios=BiosSetup(rmp_base=64 * MIB + 8192), snp_en=True),
     Failure("SME", "YYY", "svm sme sev sev_es sev_snp", ("AMD Memory Encryption Features active: SME",),
             cmdline="mem_encrypt=on", snp_en=True),

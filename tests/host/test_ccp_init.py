@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from typing import Any
 
 import pytest
@@ -70,10 +71,9 @@ def test_what_the_commands_are_given() -> None:
     events = {event.name: event.arguments for event in host.board.log.of(FirmwareCommand)}
     assert (events["SNP_INIT_EX"]["init_rmp"], events["SNP_INIT_EX"]["list_paddr_en"]) == (1, 1)
     page = host.kernel.cpu.read(events["SNP_INIT_EX"]["list_paddr"], 4096)
-    memory = host.kernel.cpu.memory_map
-    spans = sorted([memory.tseg, (memory.rmp.base, memory.rmp.end + 1)])
-    wanted = b"".join(start.to_bytes(8, "little") + (end - start >> 12).to_bytes(8, "little") for start, end in spans)
-    assert page == (len(spans).to_bytes(8, "little") + wanted).ljust(4096, b"\0")
+    # 2 MB around the table's start, the table, and TSEG behind it: one range of 18 MB.
+    assert page[:24] == struct.pack("<IIQII", 1, 0, 0x2E00000, 0x1200, 0)
+    assert not any(page[24:])
     init = events["INIT"]
     assert (init["es"], init["tmr_len"], init["tmr_paddr"] % (2 * MIB)) == (1, 2 * MIB, 0)
     region = range(init["tmr_paddr"] >> 12, (init["tmr_paddr"] + 2 * MIB) >> 12)
@@ -134,6 +134,14 @@ def test_firmware_below_1_51_is_eopnotsupp_and_gets_no_legacy_init() -> None:
 
 
 # The list.
+
+
+def test_the_series_does_not_reserve_what_lies_around_the_table() -> None:
+    for era, start in (("rfc-v7", 0x2F00000), ("mainline", 0x2E00000)):
+        host = Host(era)
+        listed = host.ccp.range_list.start << 12
+        assert struct.unpack("<Q", host.kernel.cpu.read(listed + 8, 8)) == (start,)
+        assert host.board.state(start) == (PageState.HV_FIXED if era == "mainline" else PageState.FIRMWARE)
 
 
 def test_the_list_holds_255_ranges() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snpbook.host.cmdline import Cmdline, boolean, words
 from snpbook.host.modules import load, shown
@@ -69,6 +71,20 @@ def test_words_with_quotes_and_modules() -> None:
     assert line.module("kvm_amd") == (("sev", "0"), ("sev_es", None))
     assert line.module("kvm") == (("mmio_caching", "1"),)
     assert line.complaints == (), "a word with a dot is a module's"
+
+
+@given(st.lists(st.sampled_from(["iommu", "=", "pt", ",", '"', " ", "amd_iommu=", "kvm_amd.", "--", "off", "x", "\t"])))
+def test_no_command_line_is_an_error_and_each_is_read_by_its_words_alone(parts: list[str]) -> None:
+    line = Cmdline.parse("".join(parts))
+    again = Cmdline.parse(
+        " ".join(_quoted(name) if value is None else f'{name}="{value}"' for name, value in line.words)
+    )
+    for name in ("no_iommu", "passthrough", "amd_iommu_off", "v2_tables", "sme"):
+        assert getattr(line, name) == getattr(again, name)
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if word else '""'
 
 
 def test_truth_values() -> None:

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from snpbook.spec.commands import Command
+from snpbook.spec.eras import era
 from snpbook.spec.status import Status
 from tests.host.sev_hosts import DEFAULT, ENCRYPT_OP, SEV, SEV_ES, SNP, STRANGE, SW_PROTECTED, Host, refused
 
@@ -116,7 +117,7 @@ def test_init2_refuses_flags_features_and_versions(host: Host, kind: int) -> Non
             vm.init2(version=1)
     else:
         vm.init2(version=1)
-            assert vm.sev.ghcb_version == 1
+        assert vm.sev.ghcb_version == 1
 
 
 def test_debug_swap_is_opt_in_and_needs_the_module() -> None:
@@ -149,11 +150,13 @@ def test_no_memory_for_bounce_pages_burns_an_asid(host: Host, monkeypatch: pytes
         with refused(errno.ENOMEM):
             vm.init2()
     assert vm.vm.sev is None
+    assert vm.error == 0
     assert host.free == free
     assert asids.taken.nonzero()[0].tolist() == asids.reclaimable.nonzero()[0].tolist() == [1]
     assert asids.charged == {"sev": 0, "sev_es": 0}
     vm.init2()
     assert vm.vm.asid == 2
+    assert vm.error == STRANGE
 
 
 def test_a_platform_that_cannot_be_initialised_burns_an_asid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +194,20 @@ def test_the_series_numbers_are_not_linux_numbers() -> None:
     for number in (28, 100, 101, 102):
         with refused(errno.EINVAL):
             vm.op(number, bytes(64))
+
+
+def test_certificate_requests_are_a_later_kernels_option() -> None:
+    host = Host()
+    plain = host.vm(SNP)
+    plain.init2()
+    with refused(errno.EINVAL):
+        plain.op(103)
+    host.kernel.era = era("mainline", "certificate-exit")
+    plain.op(103)
+    assert plain.sev.asks_certificates
+    late, other = host.vm(SNP), host.vm(SEV)
+    late.init2()
+    late.create_vcpu()
+    for vm in (late, other, host.vm(SNP)):
+        with refused(errno.EINVAL):
+            vm.op(103)

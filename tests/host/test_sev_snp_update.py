@@ -364,6 +364,21 @@ def test_series_a_failure_gives_the_whole_call_back(
     assert digest(vm) != before, "three pages were measured: that stays"
 
 
+def test_series_a_page_that_does_not_come_back_is_leaked(
+    series: tuple[Handle, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal that began it stays the answer, and the VM is bugged."""
+    vm, shared = series
+    vm.host.kernel.step_pages = 1
+    with monkeypatch.context() as patch:
+        vm.host.spoil(patch, ADD, Status.INVALID_PAGE_STATE, after=1)
+        vm.host.spoil(patch, RECLAIM, Status.INVALID_PAGE_STATE)
+        with refused(errno.EIO, Status.INVALID_PAGE_STATE):
+            vm.snp_update_v7(shared, 3 * PAGE)
+    assert vm.vm.bugged
+    assert vm.host.kernel.ccp.leaks.count == 1
+
+
 def test_series_does_not_hand_a_cpuid_page_back(series: tuple[Handle, int]) -> None:
     vm, shared = series
     bad = (65).to_bytes(4, "little").ljust(PAGE, b"\0")

@@ -48,9 +48,10 @@ class Cert:
     """The fields of an X.509 certificate."""
 
     def __init__(self, der: bytes) -> None:
-        ((_, body, whole),) = items(der)
+        ((outer, body, whole),) = items(der)
         need(whole == der, "DER with a tail")
-        (_, tbs, self.tbs), (_, _, algorithm), (_, signature, _) = items(body)
+        (first, tbs, self.tbs), (second, _, algorithm), (third, signature, _) = items(body)
+        need((outer, first, second, third) == (0x30, 0x30, 0x30, 3) and signature[0] == 0, "outer form")
         version, serial, inner, issuer, validity, subject, spki, extensions = items(tbs)
         need(version[1] == b"\2\1\2" and inner[2] == algorithm, "version or algorithm")
         self.algorithm, self.signature, self.serial = algorithm, signature[1:], serial[1]

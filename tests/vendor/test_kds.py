@@ -37,7 +37,7 @@ MIXED = [
     ("/vcek/v1/Genoa/../../../../etc/passwd", 404),
     ("/vlek/v1/Genoa/cert?" + GOOD.partition("?")[2], 401),
     ("/" + "x" * 9000, 414),
-    (f"{GENOA}?{'blSPL=1&' * 100_000}", 414),
+    (f"{GENOA}?{'blSPL=1&' * 10_000}", 414),
 ]
 REQUESTS, CLIENTS = (50_000, 200) if ALL else (2_000, 50)
 

@@ -164,3 +164,11 @@ def test_update_costs_little_more_than_a_copy() -> None:
         shown.update(table)
         ratios.append((time.perf_counter() - middle) / ((middle - start) / 8))
     assert statistics.median(ratios[4:]) <= 10, sorted(ratios)
+
+
+def test_leaving_the_map_tells_where_it_stands_at_once() -> None:
+    """States are throttled and may come late; what is sent on leaving is not, so that the next button finds it."""
+    shown = RmpMap(np.zeros(64, np.uint8), first_pfn=0x100, selects=True)
+    shown._handle_custom_msg({"cursor": 0x112, "selection": [0x110, 0x112]}, [])
+    assert shown.chosen == range(0x110, 0x113)
+    assert shown.cursor == 0x112

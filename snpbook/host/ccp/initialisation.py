@@ -40,7 +40,8 @@ class Initialisation(GuestCommands):
         super().__init__(cpu, memory, log)
         self.rows: BringUp = BRING_UP["mainline"]
         self.disk: Disk = {}
-        self.resources = reserved_memory(cpu)
+        """Where the file of persistent data is, and firmware to be loaded."""
+        self.resources = reserved_memory(cpu, edges=self.rows.aligns_e820)
         """The lines of /proc/iomem from which the list for SNP_INIT_EX is made."""
         self.present = True
         """Whether there is a SEV device: without one every call is ENODEV."""
@@ -73,7 +74,7 @@ class Initialisation(GuestCommands):
     def platform_init(self, *, probe: bool = False) -> None:
         """SNP, then SEV and SEV-ES. `probe`: the kernel loads, and psp_init_on_probe may put the second part off.
 
-        Any failure of SNP but ENODEV (the host has none) ends it: no legacy INIT then.
+        Any failure of SNP but ENODEV (the host has none) ends it: no legacy INIT then, but in v7.
         """
         check(self.present, errno.ENODEV, "a SEV device", "one", "none")
         if self.kdump or self.state is LegacyPlatformState.INIT:
@@ -81,7 +82,7 @@ class Initialisation(GuestCommands):
         try:
             self.initialise()
         except KernelError as error:
-            if error.errno != errno.ENODEV:
+            if error.errno != errno.ENODEV and not self.rows.sev_without_snp:
                 raise
         if not probe or self.parameters.psp_init_on_probe:
             self._initialise_sev()
@@ -91,7 +92,9 @@ class Initialisation(GuestCommands):
         check(self.host_snp, errno.ENODEV, "SNP is on in the processor", "SYSCFG.SNPEn", "off")
         if self.snp_initialised:
             return
-        check(self.at_least(SNP_API), errno.EOPNOTSUPP, "the firmware's API", SNP_API, self.version)
+        if not self.at_least(SNP_API):
+            self.log.psp(self.rows.snp_too_old)
+            raise KernelError(errno.EOPNOTSUPP, "the firmware's API", SNP_API, self.version)
         for core in self.cpu.cores:
             self.cpu.wrmsr(Msr.VM_HSAVE_PA, 0, core)
         command, data = Command.SNP_INIT, b""
@@ -146,7 +149,7 @@ class Initialisation(GuestCommands):
                 self._init()
         except KernelError as error:
             name = "INIT_EX" if self.persistent else "INIT"
-            self.log.psp(f"SEV: {name} failed {_code(error):#x}, rc {rc(error)}")
+            self.log.psp(self.rows.sev_failed.format(command=name, error=_code(error), rc=rc(error)))
             raise
         self.state = LegacyPlatformState.INIT
         self.cpu.wbinvd()

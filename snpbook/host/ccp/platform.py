@@ -16,6 +16,7 @@ from snpbook.hardware.host_instructions import HYPERVISOR
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.ccp.initialisation import Initialisation
 from snpbook.host.ccp.mailbox import Parameters, answered, rc
+from snpbook.host.ccp.resources import reserved_memory
 from snpbook.host.ccp.update import update_firmware
 from snpbook.host.log import KernelLog
 from snpbook.host.memory import PageAllocator
@@ -58,6 +59,7 @@ class Ccp(Initialisation):
         """
         self.parameters, self.rows, self.host_snp, self.kdump = parameters, rows, snp, kdump
         self.timeout = parameters.psp_probe_timeout
+        self.resources = reserved_memory(self.cpu, edges=rows.aligns_e820)
         able = PspCapability.SEV in PspCapability(self.cpu.mailbox_read(PspRegister.FEATURES))
         self.present = sev and able
         if able:

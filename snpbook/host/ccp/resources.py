@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from snpbook.hardware.ports import HostCpu
+from snpbook.host.e820 import Span, rmp_edges
 from snpbook.spec.iomem import E820Type, IoDescriptor
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 
@@ -26,11 +27,15 @@ class Resource:
     descriptor: IoDescriptor
 
 
-def reserved_memory(cpu: HostCpu) -> list[Resource]:
-    """What the BIOS has reserved: TSEG and the memory of the RMP."""
-    memory = cpu.memory_map
-    spans = [memory.tseg, (memory.rmp.base, memory.rmp.end + 1)]
-    return [Resource(start, end, IoDescriptor.RESERVED) for start, end in sorted(spans) if start < end]
+def reserved_memory(cpu: HostCpu, *, edges: bool) -> list[Resource]:
+    """What is reserved: TSEG, the memory of the RMP and, with `edges`, the rest of the 2 MB around its ends."""
+    memory, spans = cpu.memory_map, list[Span]()
+    reserved = [memory.tseg, (memory.rmp.base, memory.rmp.end + 1), *(rmp_edges(cpu) if edges else ())]
+    for start, end in sorted(span for span in reserved if span[0] < span[1]):
+        if spans and start <= spans[-1][1]:
+            start, end = spans[-1][0], max(spans.pop()[1], end)
+        spans.append((start, end))
+    return [Resource(start, end, IoDescriptor.RESERVED) for start, end in spans]
 
 
 def listed_ranges(resources: Iterable[Resource]) -> list[range]:

@@ -89,7 +89,9 @@ def _bounced(exchange: Exchange) -> Status:
 
 
 def _wants_certificates(exchange: Exchange) -> bool:
-    """Whether the message asks for a report: only then are there certificates."""
+    """Whether there are certificates with the message: with any, or when it asks for a report alone."""
+    if exchange.vcpu.vm.kernel.era.certificates_always:
+        return True
     return _copy_in(exchange.vcpu.vm, exchange.info_1 + _TYPE, 1)[0] == MessageType.REPORT_REQ
 
 

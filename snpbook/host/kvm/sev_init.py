@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from snpbook.host.ccp.mailbox import answered
 from snpbook.host.kvm.sev_guest import SevGuest
 from snpbook.host.refusal import KernelError, check
 from snpbook.spec.ghcb import PROTOCOL_VERSION
@@ -81,15 +82,15 @@ def _check_unused(vm: Vm) -> None:
 
 
 def _make(vm: Vm, call: SevCall, guest: SevGuest) -> None:
-    """ASID, firmware, bounce pages, in this order."""
+    """ASID, firmware, bounce pages, in this order; `error` is told of a failure alone."""
     asids, kernel = vm.kvm.asids, vm.kernel
     guest.asid = asids.take(es=guest.es)
     try:
-        with call.told():
-            kernel.ccp.platform_init()
+        kernel.ccp.platform_init()
         if guest.snp and kernel.era.requests_bounced:
             guest.bounce = _bounce_pages(kernel)
-    except KernelError:
+    except KernelError as error:
+        call.error = int(answered(error) or 0)
         asids.give_back(guest.asid)
         raise
     vm.sev = guest

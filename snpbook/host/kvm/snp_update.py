@@ -21,6 +21,7 @@ from snpbook.host.kvm.snp_launch import add_pages, context
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, make_shared, printk
 from snpbook.host.steps import Step, Steps
+from snpbook.spec.eras import LaunchFailure
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
 from snpbook.spec.status import Status
@@ -179,8 +180,9 @@ def _by_address(vm: Vm, call: SevCall) -> Steps[None]:
         check(bool(parts), errno.EINVAL, "the address lies in a slot", "a slot's memory", hex(wanted.uaddr))
         for slot, gfns in parts:
             yield from _launch_part(vm, call, slot, gfns, wanted.page_type)
-            vm.mmu.unmap(gfns)
-            vm.private.mark(gfns, True)
+            if vm.kernel.era.launch_sets_attribute:
+                vm.mmu.unmap(gfns)
+                vm.private.mark(gfns, True)
 
 
 def _launch_part(vm: Vm, call: SevCall, slot: Memslot, gfns: range, kind: LaunchPage) -> Steps[None]:
@@ -197,11 +199,19 @@ def _launch_part(vm: Vm, call: SevCall, slot: Memslot, gfns: range, kind: Launch
             if free:
                 _launch_run(vm, call, slot, part[:free], frames[:free], kind)
         except KernelError:
-            there = private.file.pages.peek(slot.offsets(gfns))
-            make_shared(vm.kernel.cpu, there[there != 0])
+            if vm.kernel.era.launch_failure is LaunchFailure.RANGE_SHARED:
+                _share(vm, private.file.pages.peek(slot.offsets(gfns)))
             raise
         check(free == len(frames), errno.EFAULT, "the page is assigned to nobody yet", "shared", hex(part[0] + free))
         done += free
+
+
+def _share(vm: Vm, frames: Words) -> None:
+    """All pages of a call that failed become shared; one that the firmware keeps is only logged."""
+    try:
+        make_shared(vm.kernel.cpu, frames[frames != 0])
+    except KernelError as error:
+        printk(vm.kernel.cpu, f"SEV: failed to make the pages of a failed launch update shared: {error}")
 
 
 def _launch_run(vm: Vm, call: SevCall, slot: Memslot, gfns: range, frames: Words, kind: LaunchPage) -> None:
