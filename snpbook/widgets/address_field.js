@@ -11,13 +11,16 @@ function render({ model, el }) {
   function send() {
     model.set("value", field.value);
     model.save_changes();
+    model.send(field.value); // a state may wait for a busy kernel, and the button pressed next does not
   }
   on(field, {
     change: send,
     keydown: (event) => event.key === "Enter" && send(),
   });
 
-  const tellValue = () => (field.value = model.get("value"));
+  function tellValue() {
+    if (document.activeElement !== field) field.value = model.get("value"); // what is being typed is the reader's
+  }
   function tellComplaint() {
     const text = model.get("complaint");
     field.setAttribute("aria-invalid", String(text !== ""));

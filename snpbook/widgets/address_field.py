@@ -6,6 +6,7 @@ Which addresses can be used is its owner's to say; the field only knows numbers.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -25,6 +26,10 @@ class AddressField(anywidget.AnyWidget):
     value = traitlets.Unicode().tag(sync=True)
     complaint = traitlets.Unicode().tag(sync=True)
     _alert = traitlets.Unicode(VERDICTS[Result.FAILED].light, help="the colour of a complaint").tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.on_msg(lambda _, typed, __: self.set_state({"value": typed}))
 
     @property
     def number(self) -> int:

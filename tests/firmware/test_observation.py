@@ -1,4 +1,4 @@
-"""What the events of commands tell of platforms, guests and ASIDs; the product holds every command against the oracle."""
+"""What events of commands tell of platforms, guests and ASIDs; the product holds every command against the oracle."""
 
 from __future__ import annotations
 

@@ -130,8 +130,7 @@ def _assign(board: Board, pages: dict[int, Page]) -> None:
     """RMPUPDATE as far as it goes: pages in a row of one guest, at guest addresses in a row, at once."""
     runs: list[tuple[int, Page, int]] = []
     for address, page in pages.items():
-        before = int(board.machine.rmp.load(np.array([address >> 12], np.uint64))[0, 0])
-        if page.state in ("HYPERVISOR", "HV_FIXED") or before & 0b101:
+        if page.state in ("HYPERVISOR", "HV_FIXED"):
             continue
         start, first, count = runs[-1] if runs else (0, page, 0)
         follows = (address, page.gfn, page.asid) == (start + count * PAGE, first.gfn + count, first.asid)
@@ -140,7 +139,9 @@ def _assign(board: Board, pages: dict[int, Page]) -> None:
         else:
             runs.append((address, page, 1))
     for start, first, count in runs:
-        board.assign(start, NewState(assigned=True, asid=first.asid, large=first.large), first.gfn << 12, count)
+        before = int(board.machine.rmp.load(np.array([start >> 12], np.uint64))[0, 0])
+        if not before & 0b101:  # neither assigned, in a 2 MB page perhaps, nor immutable
+            board.assign(start, NewState(assigned=True, asid=first.asid, large=first.large), first.gfn << 12, count)
 
 
 def _make_page(board: Board, address: int, page: Page) -> None:

@@ -19,10 +19,6 @@ def asids_of(host: Host) -> tuple[list[int], list[int]]:
     return pool.taken.nonzero()[0].tolist(), pool.reclaimable.nonzero()[0].tolist()
 
 
-def flushes(host: Host) -> int:
-    return host.system.counts.commands["SNP_DF_FLUSH"] if hasattr(host.system.counts, "commands") else 0
-
-
 def test_the_lowest_free_asid_is_given_out_and_used_ones_wait() -> None:
     host = Host()
     first, second = host.vm(SNP), host.vm(SEV_ES)
@@ -155,3 +151,13 @@ def test_a_guest_that_is_not_decommissioned_keeps_its_asid(monkeypatch: pytest.M
     assert host.kernel.kvm.asids.charged["sev_es"] == 1
     assert gctx >> 12 in host.kernel.ccp.leaks.forgotten[0]
     assert host.system.machine.rmp.state(gctx >> 12).name == "CONTEXT"
+
+
+def test_the_end_of_a_guest_writes_caches_back() -> None:
+    host = Host()
+    vm = host.vm(SEV)
+    vm.init2()
+    for core in host.system.machine.cores:
+        core.wbinvd_done = False
+    vm.close()
+    assert all(core.wbinvd_done for core in host.system.machine.cores)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from snpbook.spec.commands import Command
-from snpbook.spec.process import Advice
+from snpbook.spec.process import Advice, MapFlags, Protection
 from snpbook.spec.status import Status
 from snpbook.spec.vmsa import VMSA
 from tests.firmware.legacy_owner import Owner
-from tests.host.sev_hosts import DEFAULT, MIB, PAGE, SET_REGION, SEV, SEV_ES, STRANGE, Handle, Host, refused
+from tests.host.sev_hosts import DEFAULT, ENCRYPT_OP, MIB, PAGE, SET_REGION, SEV, SEV_ES, STRANGE, Handle, Host, refused
 
 LAUNCH_START, UPDATE_DATA, UPDATE_VMSA, SECRET, MEASURE, FINISH = 2, 3, 4, 5, 6, 7
 STATUS, DECRYPT, ENCRYPT, REPORT = 16, 17, 18, 20
@@ -161,6 +161,20 @@ def test_what_start_refuses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None
         with refused(errno.EIO, Status.DF_FLUSH_REQUIRED):
             start(vm)
     assert (vm.sev.handle, host.guests, host.free) == (0, 0, free)
+    assert start(vm) == 1
+
+
+def test_a_handle_that_cannot_be_told_is_undone(host: Host) -> None:
+    """The structure lies in memory that may only be read."""
+    vm, _ = sev_vm(host)
+    process = host.process
+    fd = process.memfd_create()
+    process.ftruncate(fd, PAGE)
+    process.store(process.mmap(PAGE, flags=MapFlags.SHARED, fd=fd), bytes(40))
+    readable = process.mmap(PAGE, Protection.READ, MapFlags.SHARED, fd)
+    with refused(errno.EFAULT):
+        process.ioctl(vm.fd, ENCRYPT_OP, bytearray(struct.pack("<IIQII", 2, 0, readable, 0, host.sev_fd)))
+    assert (vm.sev.handle, host.guests) == (0, 0)
     assert start(vm) == 1
 
 

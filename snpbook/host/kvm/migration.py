@@ -118,6 +118,7 @@ def _move(vm: Vm, source: Vm) -> None:
     vm.process.locked += pinned
     for other in vm.kvm.vms:
         if other.sev is not None and other.sev.mirror_of is source:
+            other.sev.mirror_of = vm
             vm.hold()
             source.let_go()
     ghcbs = [vcpu.control().ghcb_gpa for vcpu in _in_order(source)] if guest.es else []

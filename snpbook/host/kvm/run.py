@@ -8,6 +8,7 @@ arch/x86/kvm/svm/svm.c, arch/x86/kvm/svm/sev.c (pre_sev_run).
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from snpbook.hardware.exits import Exit as HardwareExit
@@ -18,7 +19,7 @@ from snpbook.host.refusal import KernelError, check
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.uapi_kvm import Exit, InternalError, MpState, VmType
 from snpbook.spec.uapi_kvm_structs import EXIT_FAIL_ENTRY, EXIT_INTERNAL
-from snpbook.spec.vmcb import TlbControl
+from snpbook.spec.vmcb import FaultError, TlbControl
 from snpbook.trace import VmExit
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
     """
     vm = vcpu.vm
     check(argument.number == 0, errno.EINVAL, "the argument of KVM_RUN", 0, argument.number)
-    ready = vm.type < VmType.SEV_VM or (vm.sev is not None and not vm.sev.need_init)
+    ready = vm.type < VmType.SEV_VM or vm.sev is not None
     check(ready, errno.EINVAL, "a guest with SEV is initialised", "KVM_SEV_INIT2", "not yet")
     if not len(vm.slots):
         vcpu.leave(Exit.INTERNAL_ERROR, EXIT_INTERNAL, suberror=InternalError.EMULATION)
@@ -46,7 +47,7 @@ def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
         if (yield from completion(vcpu)):
             return 0
     check(not vcpu.immediate_exit, errno.EINTR, "the VMM wants to run", "immediate_exit 0", 1)
-    repeated, last = 0, None
+    repeated, last, refused = 0, None, Counter[HardwareExit]()
     while True:
         yield Step("enter the guest")
         if vm.protected_state:
@@ -56,6 +57,9 @@ def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
         exit_ = _enter(vcpu)
         repeated = repeated + 1 if exit_ == last and isinstance(exit_, Npf) else 0
         last = exit_
+        if isinstance(exit_, Npf) and exit_.error & FaultError.RMP:  # others come in between as mappings are dropped
+            refused[exit_] += 1
+            repeated = max(repeated, refused[exit_] - 1)
         check(repeated < FAULT_LIMIT, errno.ELOOP, "the guest gets on after a fault", "progress", str(exit_))
         if (yield from _serve(vcpu, exit_)):
             return 0

@@ -39,8 +39,6 @@ class SevGuest:
     policy: int = 0
     launched: bool = False
     """Whether the launch is finished."""
-    need_init: bool = False
-    """Whether SNP_INIT or INIT2 is still to be done on a VM of an SEV type."""
     regions: list[EncRegion] = field(default_factory=list)
     """User memory that is registered, and so pinned."""
     mirror_of: Vm | None = None
