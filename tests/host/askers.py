@@ -1,7 +1,7 @@
 """Guests that put any bytes into their GHCB and any value into its MSR, entered by KVM_RUN with nobody else's loop.
 
-Offsets and numbers are typed again from the documents; `Asker` is an SNP guest that has booted, `EsAsker` a SEV-ES guest
-with paging of its own and a shared page.
+Offsets and numbers are typed again from the documents; `Asker` is an SNP guest that has booted, `EsAsker` a SEV-ES
+guest with paging of its own and a shared page.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ class EsAsker(Entered):
     async def _paging(self, cpu: GuestCpu) -> None:
         c_bit, tables = 1 << 51, self._TABLES
         levels = [tables + PAGE * level for level in range(4)]
-        for table, below in zip(levels, levels[1:], strict=False):
+        for table, below in pairwise(levels):
             await cpu.write(table, struct.pack("<Q", below | c_bit | 7) + bytes(PAGE - 8))
         leaves = [gfn << 12 | 7 | c_bit * (gfn << 12 != self.ghcb) for gfn in range(512)]
         await cpu.write(levels[3], struct.pack("<512Q", *leaves))

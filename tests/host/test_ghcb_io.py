@@ -1,4 +1,4 @@
-"""Port and MMIO accesses of guests with encrypted registers, by kvm_run: single, strings, and the scratch-area rules."""
+"""Port and MMIO accesses through the GHCB, by kvm_run: single ones, strings, and where the scratch area may lie."""
 
 from __future__ import annotations
 

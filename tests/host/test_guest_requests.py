@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -214,11 +213,11 @@ def test_certificates_of_the_v7_series(own: bool) -> None:
 
 
 @pytest.fixture
-def certificate_exit() -> Iterator[Asker]:
+def certificate_exit() -> Asker:
     asker = Asker()
     asker.kernel.era = find_era("mainline", "certificate-exit")
     asker.vm.sev.asks_certificates = True
-    yield asker
+    return asker
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def initialise(vcpu: Vcpu) -> None:
 def _take(vcpu: Vcpu, vmpl: int, wanted: Queued) -> None:
     """The vCPU stops and loses its save area; with the new one it can run again, from there.
 
-    A page that is not there yet gets memory. The model's guest code begins anew with the save area (MODEL).
+    A page that is not there yet gets memory. Which program the vCPU runs is not the save area's say (MODEL).
     """
     vmsa = None if wanted.gpa is None else _address(vcpu, wanted.gpa)
     if vmpl != vcpu.vmpl:

@@ -17,7 +17,7 @@ from snpbook.host.kvm.memslots import Memslot, prefix
 from snpbook.host.refusal import KernelError
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
-from snpbook.spec.uapi_kvm import Exit, VmType
+from snpbook.spec.uapi_kvm import Exit
 from snpbook.spec.uapi_kvm_structs import EXIT_MEMORY_FAULT, EXIT_MMIO
 from snpbook.spec.vmcb import FaultError
 

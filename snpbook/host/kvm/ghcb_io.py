@@ -7,6 +7,7 @@ specification; Linux arch/x86/kvm/x86.c (kvm_sev_es_mmio_read, _write, kvm_sev_e
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snpbook.host.kvm.exchange import Exchange
@@ -41,15 +42,16 @@ def _string_piece(vcpu: Vcpu, area: int, port: int, size: int, count: int, *, is
         return False
     piece = min(count, PAGE_SIZE // size)
     port_exit(vcpu, port, size, piece, None if is_in else vcpu.vm.read(area, piece * size))
-
-    def done(vcpu: Vcpu) -> Steps[bool]:
-        yield Step("string access")
-        if is_in:
-            vcpu.vm.write(area, vcpu.port_data(piece * size))
-        return _string_piece(vcpu, area + piece * size, port, size, count - piece, is_in=is_in)
-
-    vcpu.completion = done
+    vcpu.completion = partial(_string_done, area, port, size, count, is_in)
     return True
+
+
+def _string_done(area: int, port: int, size: int, count: int, is_in: bool, vcpu: Vcpu) -> Steps[bool]:
+    yield Step("string access")
+    piece = min(count, PAGE_SIZE // size)
+    if is_in:
+        vcpu.vm.write(area, vcpu.port_data(piece * size))
+    return _string_piece(vcpu, area + piece * size, port, size, count - piece, is_in=is_in)
 
 
 def mmio(exchange: Exchange) -> bool:
@@ -73,12 +75,13 @@ def _mmio_piece(vcpu: Vcpu, area: int, gpa: int, size: int, *, is_write: bool) -
     vcpu.leave(
         Exit.MMIO, EXIT_MMIO, phys_addr=gpa, data=data.ljust(spec.MMIO_LIMIT, b"\0"), len=piece, is_write=int(is_write)
     )
-
-    def done(vcpu: Vcpu) -> Steps[bool]:
-        yield Step("MMIO")
-        if not is_write:
-            vcpu.vm.write(area, vcpu.answer(EXIT_MMIO).data[:piece])
-        return _mmio_piece(vcpu, area + piece, gpa + piece, size - piece, is_write=is_write)
-
-    vcpu.completion = done
+    vcpu.completion = partial(_mmio_done, area, gpa, size, is_write)
     return True
+
+
+def _mmio_done(area: int, gpa: int, size: int, is_write: bool, vcpu: Vcpu) -> Steps[bool]:
+    yield Step("MMIO")
+    piece = min(size, spec.MMIO_LIMIT)
+    if not is_write:
+        vcpu.vm.write(area, vcpu.answer(EXIT_MMIO).data[:piece])
+    return _mmio_piece(vcpu, area + piece, gpa + piece, size - piece, is_write=is_write)

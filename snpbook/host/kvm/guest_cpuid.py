@@ -16,6 +16,8 @@ from snpbook.spec.vmsa import CR4_OSXSAVE, CR4_PKE
 if TYPE_CHECKING:
     from snpbook.host.kvm.vcpu import Vcpu
 
+_LOW_BYTE = (1 << 8) - 1
+
 
 def find(vcpu: Vcpu, leaf: int, subleaf: int) -> Registers:
     """The registers of a leaf; zeros for one that the guest has no entry of, except in the leaves of the topology."""
@@ -24,9 +26,6 @@ def find(vcpu: Vcpu, leaf: int, subleaf: int) -> Registers:
         return _in_step(vcpu, leaf, subleaf, Registers(entry.eax, entry.ebx, entry.ecx, entry.edx))
     first = _entry(vcpu, leaf, 1) if leaf in spec.TOPOLOGY_LEAVES else None
     return Registers() if first is None else Registers(ecx=subleaf & _LOW_BYTE, edx=first.edx)
-
-
-_LOW_BYTE = (1 << 8) - 1
 
 
 def _entry(vcpu: Vcpu, leaf: int, subleaf: int) -> Record | None:

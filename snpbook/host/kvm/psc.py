@@ -8,6 +8,7 @@ Linux arch/x86/kvm/svm/sev.c (snp_begin_psc, snp_begin_psc_msr); RFC v7 patches 
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,17 +102,18 @@ def _ask(exchange: Exchange, area: int, done: range, entries: Columns) -> None:
     gfn = int(entries["gfn"][0] + entries["cur_page"][0])
     private = entries["operation"][0] == PageOperation.PRIVATE
     attributes = MapGpaRange.ENCRYPTED * bool(private) | MapGpaRange.PAGE_SZ_2M * bool(entries["page_size"][0])
-
-    def answered(vcpu: Vcpu) -> Steps[bool]:
-        yield Step("page state changed")
-        if vcpu.answer(EXIT_HYPERCALL).ret:
-            exchange.answer(info_2=spec.PSC_FAILURE)
-            return False
-        _complete(exchange, area, done)
-        return _next_range(exchange, area)
-
     hypercall_exit(exchange.vcpu, gfn << PAGE_SHIFT, pages, int(attributes))
-    exchange.vcpu.completion = answered
+    exchange.vcpu.completion = partial(_answered, exchange, area, done)
+
+
+def _answered(exchange: Exchange, area: int, done: range, vcpu: Vcpu) -> Steps[bool]:
+    """The VMM has changed a run, or failed to: then the guest is told, and the run stays to be done."""
+    yield Step("page state changed")
+    if vcpu.answer(EXIT_HYPERCALL).ret:
+        exchange.answer(info_2=spec.PSC_FAILURE)
+        return False
+    _complete(exchange, area, done)
+    return _next_range(exchange, area)
 
 
 def _complete(exchange: Exchange, area: int, done: range) -> None:

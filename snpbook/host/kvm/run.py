@@ -32,8 +32,9 @@ FAULT_LIMIT = 8
 def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
     """Run a vCPU until the VMM is needed; why is in `kvm_run`.
 
-    EINVAL for an argument or a guest that is not ready, EINTR with `immediate_exit`, EAGAIN for a vCPU that waits to
-    be started (a kernel would sleep where only an interrupt helps: MODEL), EFAULT and EHWPOISON for memory, ELOOP where the same fault repeats without progress (MODEL).
+    EINVAL for an argument or a guest that is not ready, EINTR with `immediate_exit`, EFAULT and EHWPOISON for memory.
+    EAGAIN for a vCPU that waits to be started; a kernel would sleep where only an interrupt helps (MODEL). ELOOP where
+    the same fault repeats without progress (MODEL).
     """
     vm = vcpu.vm
     check(argument.number == 0, errno.EINVAL, "the argument of KVM_RUN", 0, argument.number)
