@@ -135,6 +135,9 @@ class Cache:
         domain.data[rows[places]] = data.reshape(-1, LINES, LINE_SIZE)
         domain.dirty[rows] = True
 
+    def zero_pages(self, pages: Pages) -> None:
+        self.write_pages(KeyId.UNENCRYPTED, pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
+
     def encrypt_in_place(self, key_id: int, pages: Pages) -> None:
         """Replace what an unencrypted read of whole pages gives by its encryption, as a launch does.
 

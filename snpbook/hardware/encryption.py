@@ -122,6 +122,14 @@ class MemoryEncryption:
             key.encrypt.pages(pages, data, cipher)
             self._dram.scatter(pages, cipher)
 
+    def zero_pages(self, pages: Pages) -> None:
+        """Store zeros in whole pages under key id 0; those of a run take no memory of the system any more."""
+        pages = self.checked_pages(pages)
+        if isinstance(pages, range) and self.key(KeyId.UNENCRYPTED) is NO_KEY:
+            self._dram.zero(pages.start << PAGE_SHIFT, len(pages) << PAGE_SHIFT)
+        else:
+            self.write_pages(KeyId.UNENCRYPTED, pages, np.zeros((len(pages), PAGE_SIZE), np.uint8))
+
     def encrypt_in_place(self, key_id: int, pages: Pages) -> None:
         """Replace the raw contents of whole pages by their encryption, as a launch does. No page may be named twice."""
         key, pages = self.key(key_id), self.checked_pages(pages)

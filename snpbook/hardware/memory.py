@@ -29,6 +29,9 @@ class Memory(Protocol):
     def write_pages(self, key_id: int, pages: Pages, data: Bytes) -> None:
         """Store whole pages (n, 4096). A page named twice keeps the later one."""
 
+    def zero_pages(self, pages: Pages) -> None:
+        """Store zeros in whole pages, unencrypted."""
+
     def encrypt_in_place(self, key_id: int, pages: Pages) -> None:
         """Replace what an unencrypted read of whole pages gives by its encryption."""
 

@@ -87,8 +87,13 @@ class HostCpu:
         self._check(pages)
         self._machine.memory.write_pages(KeyId.UNENCRYPTED, pages, data)
 
+    def zero_pages(self, pages: Pages) -> None:
+        """Store zeros in whole pages, under the same check."""
+        self._check(pages)
+        self._machine.memory.zero_pages(pages)
+
     def zero(self, spa: int, size: int) -> None:
-        """Store zeros in whole pages, under the same check; they do not go through the cache (MODEL)."""
+        """Store zeros in a range of whole pages, under the same check; they do not go through the cache (MODEL)."""
         self._check(range(spa >> PAGE_SHIFT, (spa + size) >> PAGE_SHIFT))
         self._machine.dram.zero(spa, size)
 

@@ -7,6 +7,7 @@ A VMM's ordinary memory (`UserMemory`) can be read and written from user space; 
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -21,7 +22,6 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 
 _ABSENT = np.uint64(0)
 """No frame: page 0 is never given out."""
-_ZEROS = np.zeros(PAGE_SIZE, np.uint8)
 
 
 class PageAllocator:
@@ -135,7 +135,7 @@ class PageFile:
     def __init__(self, cpu: HostCpu, allocator: PageAllocator, size: int) -> None:
         check(size >= 0 and size % PAGE_SIZE == 0, errno.EINVAL, "the size is a multiple of a page", PAGE_SIZE, size)
         self.cpu, self._allocator, self.size = cpu, allocator, size
-        self._frames: Words = np.zeros(size >> PAGE_SHIFT, np.uint64)
+        self._frames = _absent(size >> PAGE_SHIFT)
         self._mappers: list[Lost] = []
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ class PageFile:
         if size < self.size:
             self.punch(range(size >> PAGE_SHIFT, self.size >> PAGE_SHIFT))
         kept = self._frames[: size >> PAGE_SHIFT]
-        self._frames = np.zeros(size >> PAGE_SHIFT, np.uint64)
+        self._frames = _absent(size >> PAGE_SHIFT)
         self._frames[: len(kept)] = kept
         self.size = size
 
@@ -225,7 +225,8 @@ class UserMemory(PageFile):
     """Memory that a process can map: zeroed, and what a guest sees as shared pages."""
 
     def _prepare(self, pages: Pages) -> None:
-        self.cpu.write_pages(pages, np.broadcast_to(_ZEROS, (len(pages), PAGE_SIZE)))
+        for _, run in runs(page_numbers(pages)):
+            self.cpu.zero_pages(run)
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the mapping."""
@@ -251,6 +252,11 @@ class AnonymousMemory(UserMemory):
     """The memory of one private mapping: MADV_DONTNEED frees it, the last munmap ends it."""
 
     anonymous = True
+
+
+def _absent(count: int) -> Words:
+    """So many absent frames, in a mapping of their own: a large file of which little is touched costs little."""
+    return np.frombuffer(mmap.mmap(-1, count * _ABSENT.itemsize), np.uint64) if count else np.zeros(0, np.uint64)
 
 
 def runs(frames: Words) -> Iterator[tuple[int, range]]:

@@ -124,6 +124,11 @@ class Image:
         """Guest address of the area for kernel hashes; 0 where the image supports none."""
         return int.from_bytes(self.table.get(guid.HASH_TABLE_AREA, b"")[:4], "little")
 
+    @property
+    def secret_base(self) -> int:
+        """Guest address of the area for a launch secret; 0 where the image has none."""
+        return int.from_bytes(self.table.get(guid.SECRET_AREA, b"")[:4], "little")
+
     def sections_of(self, kind: SectionType) -> tuple[Section, ...]:
         """The sections of one type, in file order."""
         return tuple(section for section in self.sections if section.type is kind)

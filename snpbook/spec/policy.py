@@ -53,6 +53,11 @@ LEGACY_POLICY = Layout(
     ],
 )
 
+LEGACY_POLICY_ES = 0x4
+"""Bit 2 of a legacy policy: the guest is a SEV-ES guest."""
+DEFAULT_LEGACY_POLICY = 0x1
+"""No debugging: what QEMU passes for a SEV guest when nothing is asked."""
+
 DEFAULT_POLICY = 0x30000
 """SMT allowed, bit 17 set: what QEMU and Linux pass when nothing is asked."""
 

@@ -19,9 +19,9 @@ from snpbook.host.process import Process
 from snpbook.host.refusal import check
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.pages import PAGE_SHIFT
-from snpbook.spec.vmcb import IOPM_SIZE
 from snpbook.spec.uapi_kvm import API_VERSION, VCPU_MMAP_PAGES, CpuidFlag, Ioctl, VmType
 from snpbook.spec.uapi_sev import GRP_SEV, SEV_VMSA_FEATURES
+from snpbook.spec.vmcb import IOPM_SIZE
 
 if TYPE_CHECKING:
     from snpbook.host.kernel import Kernel

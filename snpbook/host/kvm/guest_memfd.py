@@ -16,7 +16,7 @@ from snpbook.hardware.dram import Words
 from snpbook.hardware.host_instructions import NewState
 from snpbook.host.files import File, Stat
 from snpbook.host.kvm.memslots import Memslot
-from snpbook.host.memory import RestrictedFile
+from snpbook.host.memory import RestrictedFile, runs
 from snpbook.host.memory_files import PUNCH
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, rmpupdate
@@ -135,7 +135,8 @@ class GuestMemfd(File):
         if self.vm.snp:
             ours = ~is_assigned(cpu, mine)
             mine, names = mine[ours], names[ours]
-        cpu.write_pages(as_pages(mine), np.zeros((1, PAGE_SIZE), np.uint8).repeat(len(mine), 0))
+        for _, run in runs(mine):
+            cpu.zero_pages(run)
         if self.vm.snp and len(mine):
             try:
                 rmpupdate(cpu, as_pages(mine), names, NewState(assigned=True, asid=self.vm.asid))
