@@ -6,7 +6,7 @@ systems with the same arguments do the same, byte for byte. This file joins; it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -28,15 +28,16 @@ from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.host.kernel import Kernel
-from snpbook.host.vmm.configuration import DirectBoot
+from snpbook.host.vmm.command_line import create, read
+from snpbook.host.vmm.configuration import DirectBoot, GuestKind
 from snpbook.host.vmm.guest import Vmm
+from snpbook.host.vmm.properties import default_object
 from snpbook.spec.image import Image
-from snpbook.spec.uapi_kvm import Exit
 from snpbook.spec.launch import kernel_hash_table
-from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.products import product as find_product
 from snpbook.spec.resources import resource
 from snpbook.spec.sizes import parse_size
+from snpbook.spec.uapi_kvm import Exit
 from snpbook.trace import Counts, Recorder, Trace
 from snpbook.vendor.ca import ISSUED, AmdCa
 
@@ -44,6 +45,7 @@ GIB = 1 << 30
 NOW = ISSUED + timedelta(days=30)
 """The time of verification unless the caller gives one."""
 SAMPLE_IMAGE = ("data", "firmware", "sample.fd")
+SAMPLE_NAME = SAMPLE_IMAGE[-1]
 
 
 class _Rng:
@@ -104,14 +106,30 @@ class System:
         vcpus: int = 1,
         image: Image | None = None,
         boot: DirectBoot | None = None,
+        kind: str = "snp",
+        discard: bool = True,
+        **properties: Any,
     ) -> Guest:
         """A guest with a firmware image (default: the sample image), not yet launched.
 
-        `memory` is in bytes, or a text such as "64 MiB".
+        `memory` is in bytes, or a text such as "64 MiB". `kind` is plain, sev, sev-es or snp, `properties` are those of
+        QEMU's object for it, such as `policy` or `host_data`. `discard`: conversions free the side that is left.
         """
-        image = image or sample_image()
+        image, which = image or sample_image(), GuestKind(kind)
         size, signature = parse_size(memory), self.product.vcpu_signature
-        vmm = Vmm(self.host, image, memory=size, vcpus=vcpus, vcpu_signature=signature, boot=boot)
+        hashes = {"kernel_hashes": True} if boot and which is not GuestKind.PLAIN else {}
+        sev = default_object(which, **{**hashes, **properties})
+        vmm = Vmm(
+            self.host, image, memory=size, vcpus=vcpus, vcpu_signature=signature, boot=boot, kind=which,
+            discard=discard, sev=sev,
+        )  # fmt: skip
+        return self._own(vmm)
+
+    def qemu(self, command_line: str, files: Mapping[str, bytes] | None = None) -> Guest:
+        """A guest from a QEMU command line; `files` are those that it names, by name."""
+        return self._own(create(self.host, read(command_line), files or {SAMPLE_NAME: sample_image().data}))
+
+    def _own(self, vmm: Vmm) -> Guest:
         guest = Guest(self, vmm)
         self.guests.append(guest)
         return guest
@@ -123,8 +141,8 @@ class System:
     def owner(self, guest: Guest) -> Owner:
         """The relying party of a guest: knows its image and the toy roots, and sees nothing of the machine."""
         vmm = guest.vmm
-        pages = vmsa_pages(vmm.image, len(vmm.vcpus), self.product.vcpu_signature)
-        hashes = kernel_hash_table(vmm.boot.kernel, vmm.boot.initrd, vmm.boot.cmdline) if vmm.boot else None
+        pages, boot = vmsa_pages(vmm.image, len(vmm.vcpus), vmm.signature), vmm.measured_boot
+        hashes = kernel_hash_table(boot.kernel, boot.initrd, boot.cmdline) if boot else None
         return Owner(snp_digest(vmm.image, pages, kernel_hashes=hashes), self.certificates())
 
     def certificates(self) -> list[bytes]:
@@ -146,9 +164,9 @@ class Guest:
         state = "running" if self.booted else "launched" if self.vmm.launched else "created"
         return f"Guest({state}, {self.vmm!r})"
 
-    def launch(self, policy: int = DEFAULT_POLICY, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def launch(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Launch through KVM and the firmware."""
-        self.vmm.launch(policy, progress=progress)
+        self.vmm.launch(progress)
 
     def boot(self) -> int:
         """Run the guest's boot program: the bytes of memory that it accepted."""

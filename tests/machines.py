@@ -201,10 +201,10 @@ class World:
 # Hosts and guests.
 
 
-def booted(name: str = "milan", seed: str = "tests", *, installed: int = 1 << 30) -> System:
+def booted(name: str = "milan", seed: str = "tests", *, installed: int = 1 << 30, era: str = "rfc-v7") -> System:
     """A system whose host has booted."""
     system = System(name, seed, installed=installed)
-    system.host.boot()
+    system.host.boot(era)
     return system
 
 

@@ -145,12 +145,12 @@ def test_counts_by_hand() -> None:
     assert system.counts.pages_validated == accepted
     # The whole 2 MB pages between the ranges' ends are tried as such first: 1 to 3 and 5 (4 holds the sections).
     assert system.counts.pvalidates == accepted + 4
-    donated = 1 + 1  # context and response page: given and taken, the context only given
+    donated = 1 + 1 + 1  # status buffer, context and response page: given and taken, the context only given
     tmr = 512  # 2 MB for SEV-ES at boot
     assert system.counts.rmpupdates == tmr + accepted + launch_pages + 2 * donated - 1
     commands = (
-        1 + 2 + 2 + 3 + launch_pages + 1 + 2
-    )  # status, SNP and SEV with a flush each, start, pages, finish, request with its reclaim
+        1 + 2 + 2 + 2 + 3 + launch_pages + 1 + 2
+    )  # status, SNP and SEV with a flush each, the VMM's status with its reclaim, start, pages, finish, request, reclaim
     assert system.counts.firmware_commands == commands
 
 

@@ -124,8 +124,8 @@ def test_the_report_says_what_was_launched() -> None:
 
 
 def test_policy_and_host_data_reach_the_report() -> None:
-    guest = booted().create_vm(memory="16 MiB")
-    guest.vmm.launch(DEFAULT_POLICY | 1 << 19, host_data=NONCE[:32])
+    guest = booted().create_vm(memory="16 MiB", policy=DEFAULT_POLICY | 1 << 19, host_data=NONCE[:32])
+    guest.launch()
     report = ATTESTATION_REPORT.unpack(guest.request_report(b"short"))
     assert (report.policy, report.host_data) == (DEFAULT_POLICY | 1 << 19, NONCE[:32])
     assert report.report_data == b"short".ljust(64, b"\0")

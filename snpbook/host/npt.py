@@ -55,8 +55,10 @@ class NestedTables:
         """Remove the mappings of a run of guest pages."""
         self.changes += 1
         first, last = gfn // PTES_PER_TABLE, (gfn + count - 1) // PTES_PER_TABLE
-        for number in range(first, last + 1):
-            if (0, number) in self._tables:
+        numbers = range(first, last + 1)
+        there = numbers if len(numbers) < len(self._tables) else [n for level, n in self._tables if level == 0]
+        for number in there:
+            if number in numbers and (0, number) in self._tables:
                 start = max(gfn, number * PTES_PER_TABLE)
                 stop = min(gfn + count, (number + 1) * PTES_PER_TABLE)
                 self._write(self._tables[0, number], start % PTES_PER_TABLE, np.zeros(stop - start, np.uint64))

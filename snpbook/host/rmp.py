@@ -1,4 +1,4 @@
-"""RMPUPDATE in the kernel's way, and the kernel's log. Source: Linux arch/x86/virt/svm/sev.c."""
+"""RMPUPDATE in the kernel's way. Source: Linux arch/x86/virt/svm/sev.c."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from snpbook.hardware.host_instructions import HYPERVISOR, NewState
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError
 from snpbook.spec.rmp import ASSIGNED, RmpCode
-from snpbook.trace import Message
-
-
-def printk(cpu: HostCpu, text: str) -> None:
-    """One line of the kernel's log."""
-    if cpu.trace:
-        cpu.trace.emit(Message(source="kernel", text=text))
 
 
 def rmpupdate(cpu: HostCpu, pages: Pages, gfns: Pages, new: NewState) -> None:

@@ -1,48 +1,14 @@
-"""KVM as the v7 series (December 2022) has it: attributes, exits, sub-commands, the region structure.
+"""The PC around a guest: how many vCPUs, where RAM lies, and the clock's registers that tell how much there is.
 
-Sources: RFC v7 of the SNP hypervisor series on UPM v10; Linux uapi headers. Numbers that later kernels
-changed are named where they are used.
+Sources: Linux arch/x86/include/asm/kvm_host.h; QEMU hw/i386/pc.c, hw/i386/pc_q35.c, hw/rtc/mc146818rtc.c.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-from snpbook.spec.uapi_kvm import Exit, MemFlag
-from snpbook.spec.uapi_kvm import MemoryAttribute as MemoryAttribute
-from snpbook.spec.uapi_sev import V7_OPS, SevOp
-
-SEV_FEATURES = 0x1
-"""SEV_FEATURES that KVM puts into the VMSA of an SNP guest, in the v7 era and in Linux 6.12 by default."""
-
 MAX_VCPUS = 1024
 """KVM_MAX_VCPUS of an x86 host by default."""
-
-MEM_PRIVATE = MemFlag.GUEST_MEMFD
-"""KVM_MEM_PRIVATE: the memslot has a restricted file behind it."""
-
-_V7_ID = {op: number for number, op in V7_OPS.items()}
-
-
-class KvmExit(IntEnum):
-    """Exit reasons of KVM_RUN that an SNP guest meets, as the v7 series numbers them."""
-
-    IO = Exit.IO
-    HLT = Exit.HLT
-    SHUTDOWN = Exit.SHUTDOWN
-    FAIL_ENTRY = Exit.FAIL_ENTRY
-    SYSTEM_EVENT = Exit.SYSTEM_EVENT
-    MEMORY_FAULT = Exit.MEMORY_FAULT_V10
-    VMGEXIT = Exit.VMGEXIT
-
-
-class SevCommand(IntEnum):
-    """Sub-commands of KVM_MEMORY_ENCRYPT_OP, v7 numbering."""
-
-    SNP_INIT = _V7_ID[SevOp.SNP_INIT]
-    SNP_LAUNCH_START = _V7_ID[SevOp.SNP_LAUNCH_START]
-    SNP_LAUNCH_UPDATE = _V7_ID[SevOp.SNP_LAUNCH_UPDATE]
-    SNP_LAUNCH_FINISH = _V7_ID[SevOp.SNP_LAUNCH_FINISH]
 
 
 class Cmos(IntEnum):

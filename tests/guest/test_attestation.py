@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
 
 import pytest
 
 from snpbook.guest.attestation import RequestFailed, request_report
 from snpbook.guest.boot import Layout
 from snpbook.hardware.guest_cpu import GuestCpu
-from snpbook.host.ccp import Ccp
-from snpbook.host.refusal import KernelError
+from snpbook.host.kvm import guest_requests
+from snpbook.host.kvm.exchange import Exchange
 from snpbook.spec.status import Status
 from snpbook.system import Guest
 from tests.machines import PAGE, booted, launched, poke_private, private_bytes
@@ -22,9 +21,9 @@ SEQNO = 0xA0
 """The sequence number of VMPCK0 in the secrets page."""
 
 
-@pytest.fixture
-def guest() -> Guest:
-    guest = launched(booted("milan"), memory="12 MiB")
+@pytest.fixture(params=["rfc-v7", "mainline"])
+def guest(request: pytest.FixtureRequest) -> Guest:
+    guest = launched(booted(era=request.param), memory="12 MiB")
     guest.boot()
     return guest
 
@@ -35,7 +34,7 @@ def place(guest: Guest) -> Layout:
 
 def shared(guest: Guest, gpa: int) -> bytes:
     """A shared page as the host reads it."""
-    return guest.vmm.vm.slots[0].shared.read(gpa, PAGE)
+    return guest.vmm.read(gpa, PAGE)
 
 
 def counter(guest: Guest) -> int:
@@ -81,10 +80,25 @@ def test_the_host_sees_no_plaintext(guest: Guest) -> None:
         assert report[0x90:0xC0] not in page
 
 
-def requests(monkeypatch: pytest.MonkeyPatch, change: Callable[[Callable[..., bytes], Any, int, bytes], bytes]) -> None:
-    """A driver that serves guest requests in its own way."""
-    honest = Ccp.guest_request
-    monkeypatch.setattr(Ccp, "guest_request", lambda ccp, gctx, request: change(honest, ccp, gctx, request))
+Serve = Callable[[Exchange], int]
+
+
+def requests(monkeypatch: pytest.MonkeyPatch, change: Callable[[Serve, Exchange], int]) -> None:
+    """A KVM that serves guest requests in its own way: in the guest's pages, or through its own."""
+    for name in ("_in_place", "_bounced"):
+        honest: Serve = getattr(guest_requests, name)
+        monkeypatch.setattr(guest_requests, name, lambda exchange, honest=honest: change(honest, exchange))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes]) -> None:
+    """A KVM that changes the response page behind the firmware's back."""
+
+    def changed(honest: Serve, exchange: Exchange) -> int:
+        status, vm = honest(exchange), exchange.vcpu.vm
+        vm.write(exchange.info_2, change(vm.read(exchange.info_2, PAGE)))
+        return status
+
+    requests(monkeypatch, changed)
 
 
 def flip(page: bytes, position: int) -> bytes:
@@ -93,7 +107,7 @@ def flip(page: bytes, position: int) -> bytes:
 
 @pytest.mark.parametrize("position", [0, 15, 0x20, 0x30, 0x31, 0x32, 0x34, 0x35, 0x36, 0x3C, 0x5F, 0x60, 0x80, 0x51F])
 def test_a_changed_answer_is_found(guest: Guest, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
-    requests(monkeypatch, lambda honest, ccp, gctx, request: flip(honest(ccp, gctx, request), position))
+    answering(monkeypatch, lambda page: flip(page, position))
     with pytest.raises(RequestFailed):
         guest.request_report(DATA)
 
@@ -101,25 +115,26 @@ def test_a_changed_answer_is_found(guest: Guest, monkeypatch: pytest.MonkeyPatch
 def test_an_old_answer_is_found(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     guest.request_report(DATA)
     old = shared(guest, place(guest).response)
-    requests(monkeypatch, lambda *_: old)
+    answering(monkeypatch, lambda _: old)
     with pytest.raises(RequestFailed, match="number 2"):
         guest.request_report(DATA)
 
 
 def test_its_own_request_is_no_answer(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reflected with the number raised: the type and the tag do not fit."""
-    requests(monkeypatch, lambda honest, ccp, gctx, request: request[:0x20] + b"\2" + request[0x21:])
+
+    def reflected(_: bytes) -> bytes:
+        request = shared(guest, place(guest).request)
+        return request[:0x20] + b"\2" + request[0x21:]
+
+    answering(monkeypatch, reflected)
     with pytest.raises(RequestFailed):
         guest.request_report(DATA)
 
 
 @pytest.mark.parametrize("size", [0xFFF0, 0xFA0 + 1])
 def test_an_answer_longer_than_its_page_is_found(guest: Guest, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    def longer(honest: Callable[..., bytes], ccp: Any, gctx: int, request: bytes) -> bytes:
-        page = honest(ccp, gctx, request)
-        return page[:0x36] + size.to_bytes(2, "little") + page[0x38:]
-
-    requests(monkeypatch, longer)
+    answering(monkeypatch, lambda page: page[:0x36] + size.to_bytes(2, "little") + page[0x38:])
     with pytest.raises(RequestFailed):
         guest.request_report(DATA)
 
@@ -127,9 +142,9 @@ def test_an_answer_longer_than_its_page_is_found(guest: Guest, monkeypatch: pyte
 def test_the_number_is_written_back_before_the_request_goes_out(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def look(honest: Callable[..., bytes], ccp: Any, gctx: int, request: bytes) -> bytes:
+    def look(honest: Serve, exchange: Exchange) -> int:
         seen.append(counter(guest))
-        return honest(ccp, gctx, request)
+        return honest(exchange)
 
     requests(monkeypatch, look)
     guest.request_report(DATA)
@@ -140,12 +155,8 @@ def test_a_dropped_request_costs_its_numbers_and_no_two_requests_share_one(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host refuses by itself; the next request has another number, which the firmware does not expect."""
-
-    def drop(*_: Any) -> bytes:
-        raise KernelError(5, "dropped", firmware=Status.RESOURCE_LIMIT)
-
     with monkeypatch.context() as patch:
-        requests(patch, drop)
+        requests(patch, lambda *_: Status.RESOURCE_LIMIT)
         with pytest.raises(RequestFailed, match="0x17"):
             guest.request_report(DATA)
     first = shared(guest, place(guest).request)
@@ -185,7 +196,7 @@ def test_the_report_names_the_vmpl_that_was_asked_for(guest: Guest, vmpl: int) -
 
 def test_after_a_failure_the_vcpu_can_run_again(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        requests(patch, lambda honest, ccp, gctx, request: flip(honest(ccp, gctx, request), 0x60))
+        answering(patch, lambda page: flip(page, 0x60))
         with pytest.raises(RequestFailed):
             guest.request_report(DATA)
     assert not guest.vmm.vcpus[0].executor.busy

@@ -211,7 +211,7 @@ class EsAsker(Entered):
         super().__init__(
             Vmm(self.system.host, image, memory=12 * MIB, vcpus=1, vcpu_signature=signature, kind=GuestKind.SEV_ES)
         )
-        self.vmm.launch(5)
+        self.vmm.launch()
         self.drive(self._paging)
 
     async def _paging(self, cpu: GuestCpu) -> None:

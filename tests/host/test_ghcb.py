@@ -168,6 +168,7 @@ def test_features_and_the_bitmap_of_an_answer(guest: Get, era: str) -> None:
 def test_registers_are_those_that_the_guest_marks() -> None:
     """What the bitmap does not mark counts as zero, and comes back as zero."""
     asker = snp()
+    asker.event(FEATURES, rax=0x55, rbx=0x66, rcx=0x77)
     fields = {**GOOD, RAX: 0x11, RBX: 0x22, RCX: 0x33, RDX: 0x44}
     answer = asker.page(ghcb(fields, valid=[CODE, INFO1, INFO2, RAX, RDX]))
     assert [u64(answer, offset) for offset in (RAX, RBX, RCX, RDX)] == [0x11, 0, 0, 0x44]

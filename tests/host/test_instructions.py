@@ -53,7 +53,7 @@ class Plain(Entered):
         signature = self.system.product.vcpu_signature
         image = sample_image()
         super().__init__(Vmm(self.system.host, image, memory=12 * MIB, vcpus=1, vcpu_signature=signature, kind=kind))
-        self.vmm.launch(1)
+        self.vmm.launch()
 
 
 def set_cpuid(guest: Entered, *entries: tuple[int, int, int, int, int, int, int]) -> None:

@@ -73,6 +73,13 @@ def test_a_partly_done_large_entry_goes_on_alone() -> None:
     assert info == (0, 0)
 
 
+def test_sizes_do_not_mix() -> None:
+    entries = [entry(0x5FF), entry(0x600, large=True), entry(0x800)]
+    exits, info, _ = ask(snp(), body(entries))
+    assert exits == [(0x5FF000, 1, 0), (0x600000, 512, 1), (0x800000, 1, 0)]
+    assert info == (0, 0)
+
+
 def test_a_failure_keeps_what_is_done() -> None:
     entries = [entry(0x400), entry(0x500), entry(0x600)]
     exits, info, after = ask(snp(), body(entries), fail=1)

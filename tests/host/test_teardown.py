@@ -4,135 +4,154 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 
-from snpbook.host.kvm import Vm
-from snpbook.spec.commands import Command
 from snpbook.spec.pages import LaunchPage
-from snpbook.spec.policy import DEFAULT_POLICY
 from snpbook.spec.status import Status
-from snpbook.system import System
-from tests.host.vms import PRIVATE, memory_map, new_vm, refused, spoil
-from tests.machines import MIB, PAGE, booted, launched
+from snpbook.system import Guest, System
+from tests.host.sev_hosts import PAGE, Host, refused
+from tests.host.vms import ERAS, launch_update, memory_map, new_vm, shared_of
+from tests.machines import MIB, booted, launched
 
-STAGES: dict[str, Callable[[System], Vm]] = {
-    "created": lambda system: system.create_vm(vcpus=3).vmm.vm,
-    "launched": lambda system: launched(system, vcpus=3).vmm.vm,
-    "booted": lambda system: (guest := launched(system), guest.boot())[0].vmm.vm,
-    "reported": lambda system: (guest := launched(system), guest.request_report(b""))[0].vmm.vm,
+
+def _booted(system: System) -> Guest:
+    guest = launched(system, memory="12 MiB", vcpus=3)
+    guest.boot()
+    return guest
+
+
+def _reported(system: System) -> Guest:
+    guest = launched(system, memory="12 MiB")
+    guest.request_report(b"")
+    return guest
+
+
+STAGES: dict[str, Callable[[System], Guest]] = {
+    "created": lambda system: system.create_vm(vcpus=3),
+    "launched": lambda system: launched(system, vcpus=3),
+    "booted": _booted,
+    "reported": _reported,
 }
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
+@ERAS
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", ["milan", "genoa"])
-def test_destroy_gives_everything_back(stage: str, name: str) -> None:
+def test_the_end_of_its_process_gives_everything_back(stage: str, name: str, era: str) -> None:
     """The whole table, counters included, and the allocator's list are those of the fresh boot."""
-    system = booted(name)
+    system = booted(name, era=era)
     before = memory_map(system)
-    STAGES[stage](system).destroy()
-    assert memory_map(system) == before
-
-
-def test_destroy_after_a_failed_launch() -> None:
-    system = booted()
-    before = memory_map(system)
-    vm = new_vm(system)
-    vm.snp_launch_start(DEFAULT_POLICY)
-    vm.set_memory_attributes(0, 8 * PAGE, PRIVATE)
-    vm.slots[0].shared.write(20 * PAGE, b"\xff" * PAGE)
-    with refused(errno.EIO, Status.INVALID_PARAM):
-        vm.snp_launch_update(20 * PAGE, PAGE, LaunchPage.CPUID)
-    vm.destroy()
-    assert memory_map(system) == before
-
-
-def test_ten_guests_one_after_the_other_cost_nothing() -> None:
-    system = booted()
-    before = memory_map(system)
-    for _ in range(10):
-        guest = launched(system, memory="16 MiB")
-        guest.boot()
-        guest.vmm.vm.destroy()
+    STAGES[stage](system).vmm.close()
     assert memory_map(system) == before
     assert system.processor.guest_count == 0
 
 
-def test_asids_are_used_again_only_after_a_flush() -> None:
-    system = booted()
-    kvm = system.host.kvm
-    vms = [kvm.create_vm() for _ in range(99)]
-    assert [vm.asid for vm in vms] == list(range(1, 100))
-    for _ in range(2):
-        with refused(errno.EBUSY):
-            kvm.create_vm()
-    allocated = system.host.memory.allocated
-    with refused(errno.EBUSY):
-        kvm.create_vm()
-    assert system.host.memory.allocated == allocated
-    vms[41].destroy()
-    vms[17].destroy()
-    log = system.record()
-    assert kvm.create_vm().asid == 18
-    assert [event.name for event in log.of(type(log.events[0])) if event.name] == ["SNP_DF_FLUSH"]
-    assert kvm.create_vm().asid == 42, "one flush served both"
-    with refused(errno.EBUSY):
-        kvm.create_vm()
+@ERAS
+def test_a_vm_lives_as_long_as_anything_that_refers_to_it(era: str) -> None:
+    """VM, vCPU and (in Linux 6.12) guest_memfd: in any order the last to be closed ends it."""
+    host = Host(era)
+    before = memory_map(host.system)
+    for order in permutations(range(3)):
+        vm = new_vm(host, 8)
+        private = next(
+            fd for fd, file in host.process._files.items() if getattr(vm.private, "file", vm.private) is file
+        )
+        vm.create_vcpu(0)
+        vm.snp_start()
+        vm.make_private(range(4))
+        launch_update(vm, 4, 2)
+        vm.snp_finish()
+        address, kvm = shared_of(vm), vm.vm
+        fds = [vm.fd, vm.vcpus[0], private]
+        for step in order:
+            assert host.kernel.kvm.vms == [kvm] or (era == "rfc-v7" and step == 2)
+            host.process.close(fds[step])
+        assert not host.kernel.kvm.vms
+        host.process.munmap(address, 8 * PAGE)
+        assert memory_map(host.system) == before
 
 
-def test_an_asid_is_dirty_until_the_flush_and_then_runs_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = booted()
-    kvm = system.host.kvm
-    first = launched(system)
-    first.boot()
-    others = [kvm.create_vm() for _ in range(98)]
-    first.vmm.vm.destroy()
-    with monkeypatch.context() as patch:
-        spoil(patch, system, Command.SNP_DF_FLUSH, Status.WBINVD_REQUIRED)
-        with refused(errno.EBUSY):
-            kvm.create_vm()
-    second = launched(system)
-    assert second.vmm.vm.asid == 1
-    assert len(second.request_report(b"again")) == 1184
-    assert len(others) == 98
+@ERAS
+def test_after_a_failed_launch(era: str) -> None:
+    host = Host(era)
+    before = memory_map(host.system)
+    vm = new_vm(host, 32)
+    vm.snp_start()
+    vm.make_private(range(8))
+    address = shared_of(vm)
+    host.process.store(address + 20 * PAGE, b"\xff" * PAGE)  # a CPUID page with too many entries
+    with refused(errno.EIO, Status.INVALID_PARAM):
+        launch_update(vm, 20, 1, LaunchPage.CPUID)
+    for fd in [fd for fd in host.process._files if fd not in (host.sev_fd, host.kvm_fd)]:
+        host.process.close(fd)
+    host.process.munmap(address, 32 * PAGE)
+    assert memory_map(host.system) == before
+
+
+@ERAS
+def test_ten_guests_one_after_the_other_cost_nothing(era: str) -> None:
+    system = booted(era=era)
+    before = memory_map(system)
+    for _ in range(10):
+        guest = launched(system, memory="12 MiB")
+        guest.boot()
+        guest.vmm.close()
+    assert memory_map(system) == before
+    assert system.processor.guest_count == 0
 
 
 # Out of memory.
 
 
-def test_too_little_memory_for_the_image_leaves_nothing_behind() -> None:
-    system = booted(installed=64 * MIB)
+def give_back(system: System, blocked: list[int]) -> None:
+    for page in blocked:
+        system.host.memory.release(range(page, page + 1))
+
+
+@ERAS
+def test_too_little_memory_for_the_image_leaves_nothing_behind(era: str) -> None:
+    system = booted(installed=64 * MIB, era=era)
     before = memory_map(system)
-    blocked = system.host.memory.take(system.host.memory.free - 10)
+    blocked = system.host.memory.take(system.host.memory.free - 10).tolist()
     with refused(errno.ENOMEM):
         system.create_vm()
-    for page in blocked:
-        system.host.memory.release(range(int(page), int(page) + 1))
+    give_back(system, blocked)
     assert memory_map(system) == before
 
 
 @pytest.mark.parametrize(
-    ("left", "number"), [(1, errno.ENOTTY), (10, errno.ENOMEM), (40, errno.ENOMEM), (70, errno.ENOMEM)]
+    ("era", "left", "number"),
+    [
+        ("rfc-v7", 0, errno.ENOTTY),
+        ("rfc-v7", 10, errno.ENOMEM),
+        ("rfc-v7", 40, errno.ENOMEM),
+        ("rfc-v7", 70, errno.ENOMEM),
+        ("mainline", 0, errno.ENOTTY),
+        ("mainline", 10, errno.EIO),
+        ("mainline", 40, errno.EIO),
+    ],
 )
-def test_out_of_memory_in_the_middle_of_a_launch(left: int, number: int) -> None:
+def test_out_of_memory_in_the_middle_of_a_launch(era: str, left: int, number: int) -> None:
     """No page for the context is ENOTTY, as KVM has it for whatever its making fails of."""
-    system = booted(installed=64 * MIB)
+    system = booted(installed=64 * MIB, era=era)
     before = memory_map(system)
     guest = system.create_vm(vcpus=2)
-    blocked = system.host.memory.take(system.host.memory.free - left)
+    blocked = system.host.memory.take(system.host.memory.free - left).tolist()
     with refused(number):
         guest.launch()
-    guest.vmm.vm.destroy()
-    for page in blocked:
-        system.host.memory.release(range(int(page), int(page) + 1))
+    guest.vmm.close()
+    give_back(system, blocked)
     assert memory_map(system) == before
 
 
-def test_out_of_memory_in_the_running_guest() -> None:
-    system = booted(installed=64 * MIB)
+@ERAS
+def test_out_of_memory_in_the_running_guest(era: str) -> None:
+    system = booted(installed=64 * MIB, era=era)
     before = memory_map(system)
     guest = launched(system, memory="64 MiB")
     with refused(errno.ENOMEM):
         guest.boot()
-    guest.vmm.vm.destroy()
+    guest.vmm.close()
     assert memory_map(system) == before

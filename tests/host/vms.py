@@ -1,70 +1,57 @@
-"""VMs at the level of system calls: one with a slot, how a call is refused, a firmware that can be spoilt."""
+"""SNP guests at the level of system calls in each era: one with a private slot, and everything that a host remembers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from snpbook.host.kvm import Vcpu, Vm
-from snpbook.host.refusal import KernelError
-from snpbook.spec.commands import Command
-from snpbook.spec.kvm import MemoryAttribute
-from snpbook.spec.status import FirmwareRefusal, Status
-from snpbook.spec.vmsa import reset_vmsa
 from snpbook.system import System
-from tests.machines import MIB, booted
+from tests.host.sev_hosts import DEFAULT, PAGE, SNP, Handle, Host
 
-RAM = 2 * MIB
-PRIVATE, SHARED = MemoryAttribute.PRIVATE, MemoryAttribute(0)
+PAGES = 512
+SNP_INIT = 22
+"""Of the v7 series; Linux gave the number to INIT2."""
+ERAS = pytest.mark.parametrize("era", ["rfc-v7", "mainline"])
 
 
-def new_vm(system: System | None = None, size: int = RAM) -> Vm:
-    """A VM with one private slot at 0."""
-    kvm = (system or booted()).host.kvm
-    vm = kvm.create_vm()
-    vm.set_memory_region(0, 0, kvm.user_memory(size), kvm.restricted_file(size))
+def snp_vm(host: Host) -> Handle:
+    """An initialised SNP guest without memory."""
+    if host.kernel.era.name == "rfc-v7":
+        vm = host.vm(DEFAULT)
+        vm.op(SNP_INIT, bytes(8))
+    else:
+        vm = host.vm(SNP)
+        vm.init2()
     return vm
 
 
-@contextmanager
-def refused(number: int, firmware: Status | None = None) -> Iterator[None]:
-    with pytest.raises(KernelError) as caught:
-        yield
-    assert isinstance(caught.value, OSError)
-    assert (caught.value.errno, caught.value.firmware) == (number, firmware)
+def new_vm(host: Host, pages: int = PAGES) -> Handle:
+    """One with a private slot of number 0 at guest address 0."""
+    vm = snp_vm(host)
+    vm.add_private_memory(pages)
+    return vm
 
 
-def states(system: System, frames: Any) -> set[int]:
-    return {int(system.machine.rmp.states(range(int(f), int(f) + 1))[0]) for f in frames}
+def shared_of(vm: Handle) -> int:
+    """The process's address of the shared side of slot 0."""
+    slot = vm.vm.slots.get(0)
+    assert slot is not None
+    return slot.user * PAGE
 
 
-def with_vcpu(vm: Vm) -> Vcpu:
-    vcpu = vm.create_vcpu(0)
-    vcpu.set_registers(reset_vmsa(0xFFFFFFF0, 0xA00F11, 1))
-    return vcpu
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, system: System, command: Command, status: Status, after: int = 0) -> None:
-    """Let the firmware answer `status` to a command, from its call number `after` on."""
-    processor, calls = system.processor, 0
-    handlers = dict(processor._commands)
-    layout, handler, run_handler = handlers[command]
-
-    def failing(psp: Any, buffer: Any, *pages: range) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise FirmwareRefusal(status, "spoilt")
-        return run_handler(psp, buffer, *pages) if pages and run_handler else handler(psp, buffer)
-
-    handlers[command] = (layout, failing, failing)
-    monkeypatch.setattr(processor, "_commands", handlers)
+def launch_update(vm: Handle, gfn: int, pages: int, kind: int = 1) -> None:
+    """SNP_LAUNCH_UPDATE of pages of slot 0 from their shared side, made private first where the era wants that."""
+    address = shared_of(vm) + gfn * PAGE
+    if vm.host.kernel.era.name == "rfc-v7":
+        vm.snp_update_v7(address, pages * PAGE, kind)
+        return
+    vm.make_private(range(gfn, gfn + pages))
+    assert vm.snp_update(gfn, address, pages * PAGE, kind)[2] == 0
 
 
 def memory_map(system: System) -> tuple[Any, ...]:
-    machine = system.machine
+    """The whole RMP, counters included; the allocator's list; how many pages are out, and how many pinned."""
+    machine, memory = system.machine, system.host.memory
     table = machine.dram.read(machine.map.rmp.base, machine.map.rmp.end + 1 - machine.map.rmp.base)
-    return table, list(system.host.memory._free), system.host.memory.allocated
+    return table, list(memory._free), memory.allocated, memory.pinned

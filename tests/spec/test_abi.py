@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from snpbook.spec import ghcb, kvm, launch, messages, msr, pages, report, rmp, vmcb, vmsa
+from snpbook.spec import ghcb, launch, messages, msr, pages, report, rmp, vmcb, vmsa
 from tests.spec.abi import Pair, constants, headers, needs_headers, place
 
 pytestmark = needs_headers
@@ -148,11 +148,6 @@ NUMBERS: list[tuple[Any, str]] = [
     (launch.ID_AUTH.size, "KVM_SEV_SNP_ID_AUTH_SIZE"),
     (vmsa.SNP_ACTIVE, "SVM_SEV_FEAT_SNP_ACTIVE"),
     (vmsa.INITIAL_VMSA_GPA, "INITIAL_VMSA_GPA"),
-    *((reason, f"KVM_EXIT_{reason.name}") for reason in kvm.KvmExit if reason.name in ("IO", "HLT", "SHUTDOWN")),
-    (kvm.KvmExit.FAIL_ENTRY, "KVM_EXIT_FAIL_ENTRY"),
-    (kvm.KvmExit.SYSTEM_EVENT, "KVM_EXIT_SYSTEM_EVENT"),
-    (kvm.MEM_PRIVATE, "KVM_MEM_GUEST_MEMFD"),
-    (kvm.MemoryAttribute.PRIVATE, "KVM_MEMORY_ATTRIBUTE_PRIVATE"),
 ]
 
 

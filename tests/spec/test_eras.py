@@ -58,6 +58,7 @@ FACTS: list[tuple[str, Any, Any]] = [
     ("launch_failure", "RANGE_SHARED", "PAGE_RECLAIMED"),
     ("cpuid_page_returned", False, True),
     ("host_data_passed", False, True),
+    ("map_gpa_needs_private", True, False),
     ("ghcb_must_map", True, False),
     ("snp_requests_guarded", False, True),
     ("psc_msr_run_fails", True, False),

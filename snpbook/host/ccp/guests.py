@@ -1,4 +1,4 @@
-"""The SNP commands as KVM issues them: contexts, launch, guest requests; and SNP_PLATFORM_STATUS.
+"""The SNP commands as KVM issues them: contexts and launch; and SNP_PLATFORM_STATUS.
 
 Sources: Linux 6.12 arch/x86/kvm/svm/sev.c, drivers/crypto/ccp/sev-dev.c (sev_ioctl_do_snp_platform_status).
 """
@@ -12,7 +12,7 @@ from snpbook.host.ccp.mailbox import answered
 from snpbook.host.refusal import KernelError
 from snpbook.spec.commands import Command
 from snpbook.spec.layout import Record
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
+from snpbook.spec.pages import PAGE_SHIFT, LaunchPage
 from snpbook.spec.platform import PLATFORM_STATUS
 from snpbook.spec.status import Status
 
@@ -100,25 +100,3 @@ class GuestCommands(Driver):
         finally:
             if blobs:
                 self.memory.release(blobs)
-
-    def guest_request(self, gctx: int, request: bytes) -> bytes:
-        """SNP_GUEST_REQUEST through bounce pages: the response page.
-
-        `CommandRefused` EIO carries the firmware's status for the guest.
-        """
-        asking = self.memory.allocate(1)
-        try:
-            answering = self.donate(1)
-            self.cpu.write(asking.start << PAGE_SHIFT, request)
-            try:
-                self.command(
-                    Command.SNP_GUEST_REQUEST,
-                    gctx_paddr=gctx,
-                    request_paddr=asking.start << PAGE_SHIFT,
-                    response_paddr=answering.start << PAGE_SHIFT,
-                )
-                return self.cpu.read(answering.start << PAGE_SHIFT, PAGE_SIZE)
-            finally:
-                self.take_back(answering)
-        finally:
-            self.memory.release(asking)

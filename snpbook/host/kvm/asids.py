@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import printk
 from snpbook.spec.commands import Command
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class AsidPool:
         try:
             kernel.ccp.submit(Command.SNP_DF_FLUSH if kernel.kvm.snp else Command.DF_FLUSH)
         except KernelError as error:
-            printk(kernel.cpu, f"SEV: DF_FLUSH failed, ret=-{error.errno}, error={error.firmware or 0:#x}")
+            kernel.log(f"SEV: DF_FLUSH failed, ret=-{error.errno}, error={error.firmware or 0:#x}")
             return
         self.taken &= ~self.reclaimable
         self.reclaimable[:] = False

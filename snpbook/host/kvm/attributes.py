@@ -15,7 +15,6 @@ from snpbook.host.kvm.memslots import Memslot
 from snpbook.host.kvm.restricted import RestrictedBinding
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import printk
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.uapi_kvm import MemoryAttribute
@@ -78,9 +77,9 @@ def mark(vm: Vm, gfns: range, *, private: bool) -> Steps[None]:
 def _update_rmp(vm: Vm, slot: Memslot, gfns: range, private: bool) -> None:
     """update_mem_attr of the v7 series: every page gets memory, and its RMP entry follows. Failures are only logged."""
     if not isinstance(slot.private, RestrictedBinding):
-        printk(vm.kernel.cpu, f"kvm: failed to update memory attributes: slot {slot.number} has no private memory")
+        vm.kernel.log(f"kvm: failed to update memory attributes: slot {slot.number} has no private memory")
         return
     try:
         slot.private.convert(slot, gfns, private=private)
     except KernelError as error:
-        printk(vm.kernel.cpu, f"kvm: failed to update memory attributes: {error}")
+        vm.kernel.log(f"kvm: failed to update memory attributes: {error}")

@@ -17,7 +17,6 @@ from snpbook.host.kvm import enc_regions, save_area
 from snpbook.host.kvm.legacy_private import update_private
 from snpbook.host.memory import runs
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import printk
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.commands import Command
 from snpbook.spec.layout import Record
@@ -94,7 +93,7 @@ def _ignored(vm: Vm, command: Command, handle: int) -> None:
     try:
         vm.kernel.ccp.command(command, handle=handle)
     except KernelError as error:
-        printk(vm.kernel.cpu, f"SEV: {command.name} of handle {handle} failed: {error}")
+        vm.kernel.log(f"SEV: {command.name} of handle {handle} failed: {error}")
 
 
 def update_data(vm: Vm, call: SevCall) -> Steps[None]:

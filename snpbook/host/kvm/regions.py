@@ -58,6 +58,7 @@ def _set(vm: Vm, process: Process, region: Record, known: MemFlag) -> Steps[int]
             yield from _remove(vm, old, moved=slot.gfns != old.gfns)
         if slot.gfns:
             vm.slots.put(slot)
+            vm.mmu.unmap(slot.gfns)  # what an access found to be no memory
     return 0
 
 

@@ -16,7 +16,7 @@ from snpbook.hardware.host_instructions import NewState
 from snpbook.host.kvm.memslots import Memslot
 from snpbook.host.memory_files import RestrictedMemory
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import as_pages, make_shared, printk, rmpupdate
+from snpbook.host.rmp import as_pages, make_shared, rmpupdate
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.vm import Vm
@@ -63,7 +63,7 @@ class RestrictedBinding:
         cpu = self.vm.kernel.cpu
         frames = self.file.pages.get_prefix(slot.offsets(gfns))
         if len(frames) < len(gfns):
-            printk(cpu, f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
+            self.vm.kernel.log(f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
         if private:
             rmpupdate(cpu, as_pages(frames), gfns[: len(frames)], NewState(assigned=True, asid=self.vm.asid))
         else:
@@ -86,7 +86,7 @@ class RestrictedBinding:
         try:
             make_shared(self.vm.kernel.cpu, mine)
         except KernelError as error:
-            printk(self.vm.kernel.cpu, f"kvm: failed to invalidate private memory: {error}")
+            self.vm.kernel.log(f"kvm: failed to invalidate private memory: {error}")
 
     def invalidate_end(self, offsets: range) -> None:
         gfns = self._slot.gfns_at(offsets) if self._slot else range(0)

@@ -17,7 +17,7 @@ from snpbook.hardware.host_instructions import NewState
 from snpbook.host.kvm import save_area
 from snpbook.host.memory import runs
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import as_pages, printk, rmpupdate
+from snpbook.host.rmp import as_pages, rmpupdate
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.launch import ID_AUTH, ID_BLOCK
 from snpbook.spec.layout import Record
@@ -100,7 +100,7 @@ def decommission(vm: Vm) -> bool:
     try:
         vm.kernel.ccp.decommission(guest.gctx)
     except KernelError as error:
-        printk(vm.kernel.cpu, f"Failed to release guest context, ret -{error.errno}")
+        vm.kernel.log(f"Failed to release guest context, ret -{error.errno}")
         return False
     guest.gctx = None
     return True

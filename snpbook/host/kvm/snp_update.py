@@ -19,7 +19,7 @@ from snpbook.host.kvm.memslots import Memslot, prefix
 from snpbook.host.kvm.restricted import RestrictedBinding
 from snpbook.host.kvm.snp_launch import add_pages, context
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import as_pages, is_assigned, make_shared, printk
+from snpbook.host.rmp import as_pages, is_assigned, make_shared
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.eras import LaunchFailure
 from snpbook.spec.layout import Record
@@ -159,7 +159,7 @@ def _hand_back(vm: Vm, call: SevCall, refused: KernelError, frame: int, address:
     try:
         call.process.space.copy_out(address, vm.kernel.cpu.read(frame << PAGE_SHIFT, PAGE_SIZE))
     except KernelError as error:
-        printk(vm.kernel.cpu, f"Failed to write CPUID page back to userspace: {error}")
+        vm.kernel.log(f"Failed to write CPUID page back to userspace: {error}")
 
 
 # The v7 series: by the address of the shared side.
@@ -211,7 +211,7 @@ def _share(vm: Vm, frames: Words) -> None:
     try:
         make_shared(vm.kernel.cpu, frames[frames != 0])
     except KernelError as error:
-        printk(vm.kernel.cpu, f"SEV: failed to make the pages of a failed launch update shared: {error}")
+        vm.kernel.log(f"SEV: failed to make the pages of a failed launch update shared: {error}")
 
 
 def _launch_run(vm: Vm, call: SevCall, slot: Memslot, gfns: range, frames: Words, kind: LaunchPage) -> None:

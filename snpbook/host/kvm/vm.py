@@ -20,7 +20,6 @@ from snpbook.host.kvm.sev_guest import SevGuest
 from snpbook.host.kvm.vcpu import Vcpu, VcpuFile
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import printk
 from snpbook.host.steps import Mutex
 from snpbook.spec.kvm import MAX_VCPUS
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
@@ -79,7 +78,7 @@ class Vm:
     def bug(self, text: str) -> None:
         """KVM_BUG: something that must not happen has; no call works any more."""
         self.bugged = True
-        printk(self.kernel.cpu, f"kvm: {text}")
+        self.kernel.log(f"kvm: {text}")
 
     # What kind of guest it is.
 
@@ -182,8 +181,6 @@ def _create_vcpu(file: VmFile, process: Process, argument: Argument) -> int:
     vm, number = file.vm, argument.number
     check(0 <= number < MAX_VCPUS, errno.EINVAL, "a vCPU's number", f"below {MAX_VCPUS}", number)
     check(number not in vm.vcpus, errno.EEXIST, "a vCPU is created once", "a new number", number)
-    ready = vm.type < VmType.SEV_VM or vm.sev is not None
-    check(ready, errno.EINVAL, "a guest with SEV is initialised before its vCPUs", "KVM_SEV_INIT2", "not yet")
     vm.vcpus[number] = Vcpu(vm, number)
     return process.install(VcpuFile(vm.vcpus[number]))
 

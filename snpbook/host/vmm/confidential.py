@@ -5,7 +5,7 @@ Source: QEMU target/i386/sev.c (sev_common_kvm_init, sev_launch_start, sev_snp_l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snpbook.host.refusal import KernelError
 from snpbook.host.vmm.configuration import GuestKind, VmmError
@@ -101,7 +101,12 @@ def _start_sev(vmm: Vmm) -> None:
         vmm.scratch.placed(session) as session_at,
         vmm.reporting("sev_launch_start: LAUNCH_START"),
     ):
-        blobs = {"dh_uaddr": dh_at, "dh_len": len(dh), "session_uaddr": session_at, "session_len": len(session)}
+        blobs: dict[str, Any] = {
+            "dh_uaddr": dh_at,
+            "dh_len": len(dh),
+            "session_uaddr": session_at,
+            "session_len": len(session),
+        }
         answer = vmm.sev(SevOp.LAUNCH_START, handle=given.handle, policy=given.policy, **blobs)
     assert answer is not None
     vmm.handle = answer.handle

@@ -38,12 +38,12 @@ class GuestKind(Enum):
         """Whether its slots have a file for private pages."""
         return self is GuestKind.SNP or (self is not GuestKind.PLAIN and era.sev_private_memory)
 
-    def capabilities(self, era: Era) -> list[tuple[Cap, int]]:
-        """What is switched on for its VM, with the argument."""
+    def capabilities(self, era: Era, *, private: bool) -> list[tuple[Cap, int]]:
+        """What is switched on for its VM, with the argument; `private` says whether it has private memory."""
         wanted = []
-        if Cap.UNMAPPED_PRIVATE_MEM in era.capabilities and self.has_private_memory(era):
+        if private and Cap.UNMAPPED_PRIVATE_MEM in era.capabilities:
             wanted.append((Cap.UNMAPPED_PRIVATE_MEM, 1))
-        if self.has_private_memory(era):
+        if private:
             wanted.append((Cap.EXIT_HYPERCALL, 1 << HC_MAP_GPA_RANGE))
         return wanted
 
@@ -58,7 +58,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class DirectBoot:
-    """Kernel, initrd and command line for a measured direct boot."""
+    """Kernel, initrd and command line for a direct boot, measured where kernel hashes are on."""
 
     kernel: bytes
     initrd: bytes = b""
@@ -68,7 +68,7 @@ class DirectBoot:
 def check_configuration(
     image: Image, memory: int, vcpus: int, boot: DirectBoot | None, kind: GuestKind = GuestKind.SNP
 ) -> None:
-    """Everything that can be wrong with a configuration, before anything is made.
+    """Everything that can be wrong with a configuration, before anything is made; `boot` where it is measured.
 
     `VmmError` for a number that cannot be, `ImageError` where the image lacks what a launch needs.
     """
@@ -83,8 +83,12 @@ def check_configuration(
     need = max([spec.ONE_MIB, *(section.gpa + section.size for section in image.sections)])
     if memory < need:
         raise VmmError(f"memory of {format_size(memory)}: the image places sections up to {format_size(need)}")
-    if boot and not image.sections_of(SectionType.KERNEL_HASHES):
+    if not boot:
+        return
+    if kind is GuestKind.SNP and not image.sections_of(SectionType.KERNEL_HASHES):
         raise ImageError("a kernel is given, but the image has no section for kernel hashes")
+    if kind is not GuestKind.SNP and not image.hash_table_base:
+        raise ImageError("kernel specified but guest firmware has no hashes table GUID")
 
 
 def _check_sections(image: Image) -> None:

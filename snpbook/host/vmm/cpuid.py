@@ -38,6 +38,24 @@ def cpuid_page(vmm: Vmm) -> bytes:
     return CPUID_PAGE.pack(count=len(found), entries=(*found, *(CPUID_ENTRY.record(),) * rest))
 
 
+def mismatches(provided: bytes, expected: bytes) -> list[str]:
+    """What QEMU prints of a CPUID page that the firmware refused, beside the one that it would take."""
+    old, new = CPUID_PAGE.unpack(provided), CPUID_PAGE.unpack(expected)
+    if old.count != new.count:
+        failed = "SEV-SNP: CPUID validation failed due to count mismatch"
+        return [f"{failed}, provided: {old.count}, expected: {new.count}"]
+    return [
+        f"SEV-SNP: CPUID validation failed for function {one.eax_in:#x}, index: {one.ecx_in:#x}, "
+        f"provided: {_words(one)}, expected: {_words(other)}"
+        for one, other in zip(old.entries[: old.count], new.entries, strict=False)
+        if one != other
+    ]
+
+
+def _words(entry: Record) -> str:
+    return f"eax:{entry.eax:#010x}, ebx: {entry.ebx:#010x}, ecx: {entry.ecx:#010x}, edx: {entry.edx:#010x}"
+
+
 def _cpuid_entry(found: Record) -> Record:
     values = {name: getattr(found, name) for name in ("eax", "ebx", "ecx", "edx")}
     if found.function == XSAVE_LEAF and found.index in (0, 1):

@@ -6,7 +6,8 @@ it everything it held. Sources: QEMU target/i386/sev.c, accel/kvm/kvm-all.c; the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +15,23 @@ from snpbook.host.kernel import Kernel
 from snpbook.host.kvm.vcpu import Vcpu, VcpuFile
 from snpbook.host.kvm.vm import Vm, VmFile
 from snpbook.host.refusal import KernelError
-from snpbook.host.vmm import exits
-from snpbook.host.vmm.configuration import DirectBoot, GuestKind, check_configuration
+from snpbook.host.vmm import confidential, exits, launch
+from snpbook.host.vmm.configuration import DirectBoot, GuestKind, VmmError, check_configuration
 from snpbook.host.vmm.cpuid import vcpu_entries
-from snpbook.host.vmm.launch import launch_guest
 from snpbook.host.vmm.memory import RamBlock, Scratch
+from snpbook.host.vmm.properties import SevObject, default_object
+from snpbook.host.vmm.registers import set_reset_registers
 from snpbook.spec import kvm as spec
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.eras import PrivateFile
 from snpbook.spec.image import FOUR_GIB, Image
-
 from snpbook.spec.layout import Record
 from snpbook.spec.process import MapFlags, Protection
+from snpbook.spec.qemu import FIRMWARE_ERRORS, PROGRAM, UNKNOWN_FIRMWARE_ERROR
 from snpbook.spec.status import Status
-from snpbook.spec.uapi_kvm import Exit, Ioctl, MemFlag, VmType
+from snpbook.spec.uapi_kvm import Exit, Ioctl, MemFlag
 from snpbook.spec.uapi_sev import CMD, SevOp
+from snpbook.trace import Message
 
 __all__ = ["DirectBoot", "GuestKind", "Vmm"]
 
@@ -45,8 +48,10 @@ class VcpuHandle:
 class Vmm:
     """One guest: `memory` bytes of RAM, `vcpus` processors, a firmware image.
 
-    `discard` says whether the side that a conversion leaves is freed. `VmmError` for a size that cannot be,
-    `ImageError` where the image lacks what is asked of it, `KernelError` as the kernel refuses.
+    `sev` are the properties of its sev-guest or sev-snp-guest object; without one, QEMU's defaults, with kernel hashes
+    where there is a kernel. `files` are those that the properties name. `discard` says whether the side that a
+    conversion leaves is freed. `VmmError` for what cannot be, `ImageError` where the image lacks what is asked of it,
+    `KernelError` as the kernel refuses: then the process has ended, and the notes of the error are what it printed.
     """
 
     def __init__(
@@ -60,23 +65,50 @@ class Vmm:
         boot: DirectBoot | None = None,
         kind: GuestKind = GuestKind.SNP,
         discard: bool = True,
+        sev: SevObject | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
-        check_configuration(image, memory, vcpus, boot, kind)
+        hashes = {"kernel_hashes": True} if boot and kind is not GuestKind.PLAIN else {}
+        self.object = sev or default_object(kind, **hashes)
         self.kernel, self.image, self.memory, self.boot, self.kind = kernel, image, memory, boot, kind
+        if sev and sev.kind is not kind:
+            raise VmmError(f"a {kind.value} guest with the properties of a {sev.kind.value} guest")
+        check_configuration(image, memory, vcpus, self.measured_boot, kind)
+        if self.object:
+            self.object.check_tree(kernel.era)
+            discard = discard if self.object.discard is None else self.object.discard
         self.signature, self.discard = vcpu_signature, discard
-        self.process = kernel.process()
-        self.cmos_index = 0
-        self.launched = False
+        self.process, self._files = kernel.process(), files or {}
+        self.cmos_index, self.sev_fd = 0, -1
+        self.fw_error = 0
+        """The firmware's code as the last sub-command told it."""
+        self.ready = self.launched = False
+        self.handle = 0
+        """The firmware's handle of a SEV or SEV-ES guest."""
         self.measurement = b""
         """What LAUNCH_MEASURE answered for a SEV or SEV-ES guest: the HMAC, then the firmware's nonce."""
-        try:
+        with self._fatal():
             self._create(vcpus)
-        except KernelError:
-            self.process.exit()
-            raise
 
     def __repr__(self) -> str:
         return f"Vmm({self.kind.value}, {self.memory >> 20} MiB, {len(self.handles)} vCPUs, {self.image!r})"
+
+    @property
+    def measured_boot(self) -> DirectBoot | None:
+        """What the guest boots, where its hashes are measured."""
+        return self.boot if self.object and self.object.kernel_hashes else None
+
+    @property
+    def private_memory(self) -> bool:
+        """Whether its slots have files for private pages."""
+        wanted = self.object is not None and self.object.upm_mode is not False
+        return wanted and self.kind.has_private_memory(self.kernel.era)
+
+    def file(self, name: str) -> bytes:
+        """A file that a property names; `VmmError` where there is none."""
+        if name not in self._files:
+            raise VmmError(f"failed to read '{name}' (No such file or directory)")
+        return self._files[name]
 
     # What the kernel holds of it, for who looks on from outside.
 
@@ -97,34 +129,52 @@ class Vmm:
         """End the process: the guest is gone, and its memory is the host's again."""
         self.process.exit()
 
+    # What goes wrong, as QEMU tells it.
+
+    def report(self, text: str) -> None:
+        """A line on the console, before the process ends."""
+        self._printed.append(text)
+        self.kernel.cpu.trace.emit(Message(source=PROGRAM, text=text))
+
+    @contextmanager
+    def reporting(self, what: str) -> Iterator[None]:
+        """Report a sub-command that fails inside, with the return value and the firmware's code."""
+        self.fw_error = 0
+        try:
+            yield
+        except KernelError as error:
+            words = FIRMWARE_ERRORS.get(self.fw_error, UNKNOWN_FIRMWARE_ERROR)
+            self.report(f"{what} ret=-{error.errno} fw_error={self.fw_error} '{words}'")
+            raise
+
+    @contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """What the kernel refuses inside, or what cannot be, ends the process and with it all that it held."""
+        self._printed: list[str] = []
+        try:
+            yield
+        except (KernelError, ValueError) as error:
+            for line in self._printed:
+                error.add_note(f"{PROGRAM}: {line}")
+            self.process.exit()
+            raise
+
     # Building it.
 
     def _create(self, vcpus: int) -> None:
-        process, era = self.process, self.kernel.era
+        process = self.process
         self.scratch = Scratch(process)
         self.kvm_fd = process.open("/dev/kvm")
-        typed = VmType.SNP_VM in era.vm_types and self.kind is not GuestKind.PLAIN
-        self.vm_fd = process.ioctl(self.kvm_fd, Ioctl.CREATE_VM, int(self.kind.vm_type if typed else VmType.DEFAULT_VM))
-        self.sev_fd = process.open("/dev/sev") if self.kind is not GuestKind.PLAIN else -1
-        self._initialise(typed)
+        self.vm_fd = process.ioctl(self.kvm_fd, Ioctl.CREATE_VM, int(confidential.vm_type(self)))
+        if self.object:
+            confidential.initialise(self)
         self.blocks = [self._add_block(number, gpa, size) for number, (gpa, size) in enumerate(self._regions())]
         self.write(self.image.gpa, self.image.data)
         self.handles: list[VcpuHandle] = []
         for number in range(vcpus):
             self.handles.append(self._create_vcpu(number))
-
-    def _initialise(self, typed: bool) -> None:
-        """KVM_SEV_INIT2, or the call that the era has in its place; hypercall exits and private memory on."""
-        if self.kind is GuestKind.PLAIN:
-            return
-        if typed:
-            self.sev(SevOp.INIT2)
-        elif self.kind is GuestKind.SNP:
-            self.sev(SevOp.SNP_INIT)
-        else:
-            self.sev(SevOp.ES_INIT if self.kind is GuestKind.SEV_ES else SevOp.INIT)
-        for cap, value in self.kind.capabilities(self.kernel.era):
-            self.process.ioctl(self.vm_fd, Ioctl.ENABLE_CAP, structs.ENABLE_CAP.pack(cap=cap, arg0=value))
+        if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+            launch.update_data(self)
 
     def _regions(self) -> list[tuple[int, int]]:
         """RAM below 4 GiB, the firmware, RAM above: guest address and size of each."""
@@ -136,9 +186,10 @@ class Vmm:
         """User memory and, where the guest has private pages, a file for them; then the slot."""
         process, era = self.process, self.kernel.era
         address = process.mmap(size)
-        private = self.kind.has_private_memory(era)
+        if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+            process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_REG_REGION, structs.ENC_REGION.pack(addr=address, size=size))
         fields: dict[str, Any] = {"slot": slot, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address}
-        if not private:
+        if not self.private_memory:
             layout = structs.USERSPACE_MEMORY_REGION
             process.ioctl(self.vm_fd, Ioctl.SET_USER_MEMORY_REGION, layout.pack(**fields))
             return RamBlock(slot, gpa, size, address)
@@ -176,10 +227,11 @@ class Vmm:
         layout = self.kernel.era.payloads.get(op)
         payload = layout.pack(**fields) if layout else b""
         with self.scratch.placed(payload) as address:
-            command = CMD.pack(id=self.kernel.era.op_id(op), data=address, sev_fd=self.sev_fd)
+            command = bytearray(CMD.pack(id=self.kernel.era.op_id(op), data=address, sev_fd=self.sev_fd))
             try:
-                self.process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_OP, bytearray(command))
+                self.process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_OP, command)
             except KernelError as error:
+                self.fw_error = CMD.unpack(command).error
                 if not asks_length or error.firmware is not Status.INVALID_LENGTH:
                     raise
             return layout.unpack(self.process.load(address, layout.size)) if layout else None
@@ -205,12 +257,49 @@ class Vmm:
 
     # Its life.
 
-    def launch(
-        self, policy: int, host_data: bytes = bytes(32), progress: Callable[[str, int, int], None] | None = None
-    ) -> None:
+    def machine_done(self) -> None:
+        """The machine is built and waits, as with `-S`: a SEV guest is measured, and takes a secret until `launch`."""
+        with self._fatal():
+            for handle in self.handles:
+                set_reset_registers(self, handle)
+            if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+                launch.measure(self)
+        self.ready = True
+
+    def inject_secret(self, header: bytes, secret: bytes, gpa: int | None = None) -> None:
+        """LAUNCH_SECRET: an owner's packet to a guest address, by default the image's area for secrets.
+
+        `VmmError` where the guest does not wait for one, or has no place; a refusal of the firmware ends nothing.
+        """
+        if not self.ready or self.launched or self.kind not in (GuestKind.SEV, GuestKind.SEV_ES):
+            raise VmmError("SEV: Not in correct state. (LSECRET)")
+        place = self.image.secret_base if gpa is None else gpa
+        if not place:
+            raise VmmError("SEV: Failed to find OVMF secret area, gpa must be specified")
+        launch.inject_secret(self, header, secret, place)
+
+    def launch(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Launch the guest; `progress(what, pages done, pages in all)` is called between the parts."""
-        launch_guest(self, policy, host_data, progress)
+        if self.launched:
+            raise VmmError("the guest has been launched")
+        if not self.ready:
+            self.machine_done()
+        with self._fatal():
+            if self.kind is GuestKind.SNP:
+                launch.launch_snp(self, progress)
+            elif self.kind is not GuestKind.PLAIN:
+                with self.reporting("sev_launch_finish: LAUNCH_FINISH"):
+                    self.sev(SevOp.LAUNCH_FINISH)
         self.launched = True
+
+    def reset(self) -> None:
+        """All vCPUs begin again, memory stays. Encrypted registers cannot: SEV-ES and SNP guests end (`VmmError`)."""
+        with self._fatal():
+            if self.kind in (GuestKind.SEV_ES, GuestKind.SNP):
+                self.report("cpus are not resettable, terminating")
+                raise VmmError("cpus are not resettable, terminating")
+            for handle in self.handles:
+                set_reset_registers(self, handle)
 
     def run(self, vcpu: int = 0) -> Exit:
         """Run a vCPU until it halts or ends, serving its exits; why it stopped.

@@ -7,16 +7,17 @@ the image, the table of kernel hashes, the VMSAs, the measurement. Source: QEMU 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from snpbook.host.vmm.configuration import GuestKind
-from snpbook.host.vmm.cpuid import cpuid_page
-from snpbook.host.vmm.registers import set_reset_registers
+from snpbook.host.refusal import KernelError
+from snpbook.host.vmm.configuration import DirectBoot, GuestKind
+from snpbook.host.vmm.cpuid import cpuid_page, mismatches
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.image import Section, SectionType
-from snpbook.spec.launch import kernel_hash_page, kernel_hash_table
+from snpbook.spec.launch import ID_AUTH, kernel_hash_page, kernel_hash_table
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
-from snpbook.spec.uapi_kvm import Ioctl, MemoryAttribute
+from snpbook.spec.qemu import HOST_DATA_SIZE
+from snpbook.spec.uapi_kvm import MemoryAttribute
 from snpbook.spec.uapi_sev import SevOp
 
 if TYPE_CHECKING:
@@ -32,18 +33,8 @@ _SECTION_PAGES = {
 }
 
 
-def launch_guest(vmm: Vmm, policy: int, host_data: bytes, progress: Progress | None) -> None:
-    """Launch a guest of any kind; one without SEV has nothing to launch but its registers."""
-    for handle in vmm.handles:
-        set_reset_registers(vmm, handle)
-    if vmm.kind is GuestKind.SNP:
-        _launch_snp(vmm, policy, host_data, progress)
-    elif vmm.kind is not GuestKind.PLAIN:
-        _launch_sev(vmm, policy)
-
-
-def _launch_snp(vmm: Vmm, policy: int, host_data: bytes, progress: Progress | None) -> None:
-    vmm.sev(SevOp.SNP_LAUNCH_START, policy=policy)
+def launch_snp(vmm: Vmm, progress: Progress | None) -> None:
+    """The image, the sections of its metadata, the end: everything is measured at the first start."""
     parts = [(LaunchPage.NORMAL, vmm.image.gpa, len(vmm.image.data)), *(_section(vmm, s) for s in vmm.image.sections)]
     total, done = sum(size >> PAGE_SHIFT for _, _, size in parts), 0
     for kind, gpa, size in parts:
@@ -51,15 +42,29 @@ def _launch_snp(vmm: Vmm, policy: int, host_data: bytes, progress: Progress | No
         done += size >> PAGE_SHIFT
         if progress:
             progress(kind.name, done, total)
-    vmm.sev(SevOp.SNP_LAUNCH_FINISH, host_data=host_data)
+    _finish(vmm)
+
+
+def _finish(vmm: Vmm) -> None:
+    given = vmm.object
+    assert given is not None
+    fields: dict[str, Any] = {"id_block_en": bool(given.id_block), "auth_key_en": given.author_key_enabled}
+    if given.vcek_disabled:
+        fields["vcek_disabled"] = True
+    auth = given.id_auth.ljust(ID_AUTH.size, b"\0") if given.id_block else b""
+    with (
+        vmm.scratch.placed(given.id_block) as fields["id_block_uaddr"],
+        vmm.scratch.placed(auth) as fields["id_auth_uaddr"],
+        vmm.reporting("sev_snp_launch_finish: SNP_LAUNCH_FINISH"),
+    ):
+        vmm.sev(SevOp.SNP_LAUNCH_FINISH, host_data=given.host_data.ljust(HOST_DATA_SIZE, b"\0"), **fields)
 
 
 def _section(vmm: Vmm, section: Section) -> tuple[LaunchPage, int, int]:
     """What a section becomes in the launch, its contents put into RAM first."""
     kind, size = _SECTION_PAGES[section.type], section.size
-    if section.type is SectionType.KERNEL_HASHES and vmm.boot:
-        table = kernel_hash_table(vmm.boot.kernel, vmm.boot.initrd, vmm.boot.cmdline)
-        vmm.write(section.gpa, kernel_hash_page(table, vmm.image.hash_table_base))
+    if section.type is SectionType.KERNEL_HASHES and vmm.measured_boot:
+        vmm.write(section.gpa, kernel_hash_page(_hashes(vmm.measured_boot), vmm.image.hash_table_base))
         kind = LaunchPage.NORMAL
     elif section.type is SectionType.CPUID:
         vmm.write(section.gpa, cpuid_page(vmm))
@@ -68,16 +73,32 @@ def _section(vmm: Vmm, section: Section) -> tuple[LaunchPage, int, int]:
     return kind, section.gpa, size
 
 
+def _hashes(boot: DirectBoot) -> bytes:
+    return kernel_hash_table(boot.kernel, boot.initrd, boot.cmdline)
+
+
 def _update(vmm: Vmm, kind: LaunchPage, gpa: int, size: int) -> None:
     """One range: made private first where the era wants it so, then as many calls as the kernel takes."""
     if not size:
         return
+    given = vmm.read(gpa, PAGE_SIZE) if kind is LaunchPage.CPUID else b""
+    try:
+        with vmm.reporting("sev_snp_launch_update: SNP_LAUNCH_UPDATE"):
+            _add_pages(vmm, kind, gpa, size)
+    except KernelError:
+        if given:
+            for line in [*mismatches(given, vmm.read(gpa, PAGE_SIZE)), "SEV-SNP: failed update CPUID page"]:
+                vmm.report(line)
+        raise
+
+
+def _add_pages(vmm: Vmm, kind: LaunchPage, gpa: int, size: int) -> None:
     address = vmm.user(gpa)
     if vmm.kernel.era.launch_by_hva:
         vmm.sev(SevOp.SNP_LAUNCH_UPDATE, uaddr=address, len=size, page_type=kind)
         return
     set_attributes(vmm, gpa, size, private=True)
-    left = {"gfn_start": gpa >> PAGE_SHIFT, "uaddr": address, "len": size}
+    left: dict[str, Any] = {"gfn_start": gpa >> PAGE_SHIFT, "uaddr": address, "len": size}
     while left["len"]:
         answer = vmm.sev(SevOp.SNP_LAUNCH_UPDATE, **left, type=kind)
         assert answer is not None
@@ -94,28 +115,43 @@ def set_attributes(vmm: Vmm, gpa: int, size: int, *, private: bool) -> None:
         gpa, size = (answer.address, answer.size) if era.attributes_partial else (gpa, 0)
 
 
-def _launch_sev(vmm: Vmm, policy: int) -> None:
-    """The legacy launch; `vmm.measurement` is what the firmware answers."""
-    vmm.sev(SevOp.LAUNCH_START, policy=policy)
-    for block in vmm.blocks:
-        region = structs.ENC_REGION.pack(addr=block.address, size=block.size)
-        vmm.process.ioctl(vmm.vm_fd, Ioctl.MEMORY_ENCRYPT_REG_REGION, region)
-    vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=vmm.user(vmm.image.gpa), len=len(vmm.image.data))
-    if vmm.boot:
-        table = kernel_hash_table(vmm.boot.kernel, vmm.boot.initrd, vmm.boot.cmdline)
-        base = vmm.image.hash_table_base
-        vmm.write(base, table)
-        vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=vmm.user(base), len=len(table))
+# SEV and SEV-ES.
+
+
+def update_data(vmm: Vmm) -> None:
+    """The image, and the table of kernel hashes, as soon as there is memory for them."""
+    parts = [(vmm.image.gpa, len(vmm.image.data))]
+    if vmm.measured_boot:
+        table = _hashes(vmm.measured_boot)
+        vmm.write(vmm.image.hash_table_base, table)
+        parts.append((vmm.image.hash_table_base, len(table)))
+    for gpa, size in parts:
+        with vmm.reporting("sev_launch_update_data: LAUNCH_UPDATE"):
+            vmm.sev(SevOp.LAUNCH_UPDATE_DATA, uaddr=vmm.user(gpa), len=size)
+
+
+def measure(vmm: Vmm) -> None:
+    """The VMSAs, then LAUNCH_MEASURE: once to learn the length, once for the measurement and its nonce."""
     if vmm.kind is GuestKind.SEV_ES:
-        vmm.sev(SevOp.LAUNCH_UPDATE_VMSA)
-    vmm.measurement = _measurement(vmm)
-    vmm.sev(SevOp.LAUNCH_FINISH)
+        with vmm.reporting("sev_launch_update_vmsa: LAUNCH_UPDATE_VMSA"):
+            vmm.sev(SevOp.LAUNCH_UPDATE_VMSA)
+    with vmm.reporting("sev_launch_get_measure: LAUNCH_MEASURE"):
+        asked = vmm.sev(SevOp.LAUNCH_MEASURE, asks_length=True)
+        assert asked is not None
+        with vmm.scratch.placed(bytes(asked.len)) as address:
+            vmm.sev(SevOp.LAUNCH_MEASURE, uaddr=address, len=asked.len)
+            vmm.measurement = vmm.process.load(address, asked.len)
 
 
-def _measurement(vmm: Vmm) -> bytes:
-    """LAUNCH_MEASURE: once to learn the length, once for the measurement and its nonce."""
-    asked = vmm.sev(SevOp.LAUNCH_MEASURE, asks_length=True)
-    assert asked is not None
-    with vmm.scratch.placed(bytes(asked.len)) as address:
-        vmm.sev(SevOp.LAUNCH_MEASURE, uaddr=address, len=asked.len)
-        return vmm.process.load(address, asked.len)
+def inject_secret(vmm: Vmm, header: bytes, secret: bytes, gpa: int) -> None:
+    """LAUNCH_SECRET: a packet, decrypted by the firmware to where the guest finds it."""
+    with vmm.scratch.placed(header) as header_at, vmm.scratch.placed(secret) as secret_at:
+        vmm.sev(
+            SevOp.LAUNCH_SECRET,
+            hdr_uaddr=header_at,
+            hdr_len=len(header),
+            guest_uaddr=vmm.user(gpa),
+            guest_len=len(secret),
+            trans_uaddr=secret_at,
+            trans_len=len(secret),
+        )

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import digest, encryption, launch, memory, rmp
+from snpbook.tools.bench import digest, encryption, guests, launch, memory, rmp
 from snpbook.tools.bench.measure import STEADY, Kind, Measurement, NotMeasurableError, Row, measure
 
-ROWS = [*encryption.ROWS, *rmp.ROWS, *memory.ROWS, *launch.ROWS, *digest.ROWS]
+ROWS = [*encryption.ROWS, *rmp.ROWS, *memory.ROWS, *launch.ROWS, *digest.ROWS, *guests.ROWS]
 
 _FINE = ("holds", "reported", "left out")
 _FILE_WIDTH = 120  # of the table where no terminal sets one
@@ -63,11 +63,14 @@ def table(outcomes: Iterable[tuple[Row, Outcome]]) -> Table:
 
 
 def remarks(outcomes: Iterable[tuple[Row, Outcome]]) -> Iterable[str]:
-    """What the table does not say: why a row was not measured, what noise means."""
+    """What the table does not say: why a row was not measured, rates, what noise means."""
     for row, outcome in outcomes:
         if isinstance(outcome, NotMeasurableError):
             yield f"{row.name} ({row.title}) {verdict(row, outcome)}: {outcome}"
-        elif outcome.noisy:
+            continue
+        if row.units:
+            yield f"{row.name} ({row.title}): {1 / outcome.candidate:.4g} {row.units} a second"
+        if outcome.noisy:
             yield (
                 f"{row.name} ({row.title}) noisy: twice the reference itself varied more than {STEADY}-fold. "
                 f"Measure it on a quieter machine: python -m snpbook.tools.bench --only {row.name}"

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -99,6 +100,8 @@ class Row:
     prepare: Callable[[], Comparison | Usage]
     only_reported: bool = False
     optional: bool = False
+    units: str = ""
+    """What the candidate's units are, where it is told how many of them a second makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,15 @@ class Measurement:
     @property
     def noisy(self) -> bool:
         return self.spread > STEADY
+
+
+def resident(name: str = "VmRSS") -> float:
+    """What this process holds, or another line of its status, in MB; `NotMeasurableError` where there is no /proc."""
+    path = Path("/proc/self/status")
+    if not path.is_file():
+        raise NotMeasurableError("resident memory is read from /proc/self/status: measure it on Linux")
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) / 1024
 
 
 def measure(row: Row) -> Measurement:

@@ -9,7 +9,6 @@ import mmap
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from snpbook.hardware.xex import Xex
 from snpbook.host.kernel import Kernel
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.products import product
-from snpbook.tools.bench.measure import Comparison, NotMeasurableError, Row, Usage, at_most, megabytes_at_most
+from snpbook.tools.bench.measure import Comparison, Row, Usage, at_most, megabytes_at_most, resident
 from snpbook.trace import Trace
 
 _STEP = 64
@@ -51,20 +50,11 @@ def _booted() -> Machine:
     return machine
 
 
-def _status(name: str) -> float:
-    """A line of this process's status, in megabytes; `NotMeasurableError` on a system without /proc."""
-    path = Path("/proc/self/status")
-    if not path.is_file():
-        raise NotMeasurableError("resident memory is read from /proc/self/status: measure it on Linux")
-    (line,) = (line for line in path.read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) / 1024
-
-
 def _growth(work: Callable[[], object]) -> Usage:
     """By how much resident memory grows, while the outcome of `work` is held."""
-    before = _status("VmRSS")
+    before = resident()
     held = work()
-    grown = _status("VmRSS") - before
+    grown = resident() - before
     del held
     return Usage(grown)
 
@@ -73,9 +63,9 @@ def _scratch() -> Usage:
     """What encrypting 256 MB takes besides source and destination."""
     source, result = (np.ones(1 << 28, np.uint8) for _ in range(2))
     transform = Xex(boot_constants(b"bench")).key(bytes(16)).encrypt
-    before = _status("VmHWM")
+    before = resident("VmHWM")
     transform.span(0, source, result)
-    return Usage(_status("VmHWM") - before)
+    return Usage(resident("VmHWM") - before)
 
 
 def _creation() -> Comparison:
@@ -103,7 +93,7 @@ def _peak(*modules: str) -> Usage:
     for module in modules:
         import_module(module)
     held = _guests()
-    peak = _status("VmHWM")
+    peak = resident("VmHWM")
     del held
     return Usage(peak)
 

@@ -31,6 +31,7 @@ CREATE_VM, CHECK_EXTENSION, VCPU_MMAP_SIZE = 0xAE01, 0xAE03, 0xAE04
 CREATE_VCPU, RUN = 0xAE41, 0xAE80
 REGION, REGION2 = 0x4020AE46, 0x40A0AE49
 ATTRIBUTES, CREATE_MEMFD, PRE_FAULT = 0x4020AED2, 0xC040AED4, 0xC040AED5
+SET_MP_STATE, MP_STATE_RUNNABLE = 0x4004AE99, 0
 ENABLE_CAP, ENCRYPT_OP = 0x4068AEA3, 0xC008AEBA
 MAP_SHARED = 1
 
@@ -72,7 +73,10 @@ class Host:
         self.process.ioctl(vm, ATTRIBUTES, struct.pack("<QQQQ", gpa, size, attributes, flags))
 
     def vcpu(self, vm: int, number: int = 0) -> Vcpu:
-        return Vcpu(self, int(self.process.ioctl(vm, CREATE_VCPU, number)))
+        """A vCPU that runs, the others beside the first as well (vm_arch_vcpu_add)."""
+        vcpu = Vcpu(self, int(self.process.ioctl(vm, CREATE_VCPU, number)))
+        self.process.ioctl(vcpu.fd, SET_MP_STATE, struct.pack("<I", MP_STATE_RUNNABLE))
+        return vcpu
 
     def mmap(self, size: int) -> int:
         return self.process.mmap(size)
