@@ -22,7 +22,8 @@ from snpbook.firmware.keys import Chip, kdf
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.table import power_on
 from snpbook.guest.attestation import request_report
-from snpbook.guest.boot import Layout, boot
+from snpbook.guest.boot import Acceptance, boot
+from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import Program, ProgramFailure
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
@@ -38,6 +39,7 @@ from snpbook.spec.products import product as find_product
 from snpbook.spec.resources import resource
 from snpbook.spec.sizes import parse_size
 from snpbook.spec.uapi_kvm import Exit
+from snpbook.spec.vmsa import VCPU_TYPES
 from snpbook.trace import Counts, Recorder, Trace
 from snpbook.vendor.ca import ISSUED, AmdCa
 
@@ -107,16 +109,18 @@ class System:
         image: Image | None = None,
         boot: DirectBoot | None = None,
         kind: str = "snp",
+        vcpu_type: str = "",
         discard: bool = True,
         **properties: Any,
     ) -> Guest:
         """A guest with a firmware image (default: the sample image), not yet launched.
 
-        `memory` is in bytes, or a text such as "64 MiB". `kind` is plain, sev, sev-es or snp, `properties` are those of
-        QEMU's object for it, such as `policy` or `host_data`. `discard`: conversions free the side that is left.
+        `memory` is in bytes, or a text such as "64 MiB"; `vcpu_type` is QEMU's name of a model, by default the
+        product's. `kind` is plain, sev, sev-es or snp, `properties` are those of QEMU's object for it, such as `policy`
+        or `host_data`. `discard`: conversions free the side that is left.
         """
         image, which = image or sample_image(), GuestKind(kind)
-        size, signature = parse_size(memory), self.product.vcpu_signature
+        size, signature = parse_size(memory), int(VCPU_TYPES[vcpu_type or self.product.vcpu_type])
         hashes = {"kernel_hashes": True} if boot and which is not GuestKind.PLAIN else {}
         sev = default_object(which, **{**hashes, **properties})
         vmm = Vmm(
@@ -159,6 +163,7 @@ class Guest:
         self.system, self.vmm = system, vmm
         self.booted = False
         self.accepted = 0
+        self.dmesg: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         state = "running" if self.booted else "launched" if self.vmm.launched else "created"
@@ -168,11 +173,11 @@ class Guest:
         """Launch through KVM and the firmware."""
         self.vmm.launch(progress)
 
-    def boot(self) -> int:
-        """Run the guest's boot program: the bytes of memory that it accepted."""
-        image, c_bit = self.vmm.image, self.system.product.c_bit
-        self.accepted = self.run(lambda cpu: boot(cpu, image, c_bit))
-        self.booted = True
+    def boot(self, acceptance: str = Acceptance.EAGER) -> int:
+        """Run the guest's boot program: the bytes of memory that it accepted. `dmesg` is what it says."""
+        image, when = self.vmm.image, Acceptance(acceptance)
+        found = self.run(lambda cpu: boot(cpu, image, when))
+        self.accepted, self.dmesg, self.booted = found.accepted, found.messages, True
         return self.accepted
 
     def request_report(self, report_data: bytes) -> bytes:

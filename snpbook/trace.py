@@ -121,6 +121,52 @@ class SystemCall(Event):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class PagesMoved(Event):
+    """Pages of a file of memory got frames or lost them: of the run `offsets`, which are `resident` now (n,)."""
+
+    file: Any
+    offsets: range
+    resident: NDArray[Any]
+
+    @property
+    def count(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class PagesPinned(Event):
+    """The kernel pins frames for `owner` for long, or lets them go."""
+
+    owner: Any
+    frames: NDArray[Any]
+    pinned: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.frames)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class CachesWrittenBack(Event):
+    """WBINVD on every core."""
+
+    cores: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class NestedMapping(Event):
+    """A run of guest pages is now mapped in the nested tables at `root`, or no more."""
+
+    root: int
+    gfns: range
+    mapped: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.gfns)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class VmExit(Event):
     """A vCPU left guest mode; a nested page fault may stand for a run of `pages` pages."""
 

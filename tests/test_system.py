@@ -150,7 +150,7 @@ def test_counts_by_hand() -> None:
     assert system.counts.rmpupdates == tmr + accepted + launch_pages + 2 * donated - 1
     commands = (
         1 + 2 + 2 + 2 + 3 + launch_pages + 1 + 2
-    )  # status, SNP and SEV with a flush each, the VMM's status with its reclaim, start, pages, finish, request, reclaim
+    )  # status, SNP and SEV with a flush each, QEMU's status, start, pages, finish, request; two with a reclaim
     assert system.counts.firmware_commands == commands
 
 

@@ -17,6 +17,7 @@ from snpbook.attest.crl import RevocationList
 
 _BEGIN, _DASHES = b"-----BEGIN ", b"-----"
 _LABELS = (b"CERTIFICATE", b"X509 CRL")
+_LONG_SEQUENCE = bytes([asn1.SEQUENCE, asn1.LONG_FORM + 2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def load_certificates(data: bytes) -> list[Certificate]:
 def ders(data: bytes) -> list[bytes]:
     """The DER of each certificate and list of a file; `MalformedEvidence` for broken armour, or a length that is off.
 
-    Text around PEM armour and armour of other things, such as keys, is passed over.
+    Text around PEM armour and armour of other things, such as keys, is passed over; DER beside it counts.
     """
     if _BEGIN not in data:
         return list(_joined(data))
@@ -73,17 +74,25 @@ def _joined(data: bytes) -> Iterator[bytes]:
 
 
 def _armoured(data: bytes) -> Iterator[bytes]:
-    for part in data.split(_BEGIN)[1:]:
+    before, *parts = data.split(_BEGIN)
+    yield from _beside(before)
+    for part in parts:
         label, begun, rest = part.partition(_DASHES)
         if label not in _LABELS:
             continue
-        text, ended, _ = rest.partition(b"-----END " + label + _DASHES)
+        text, ended, behind = rest.partition(b"-----END " + label + _DASHES)
         if not (begun and ended):
             raise MalformedEvidence(f"the armour of a PEM {label.decode()} is broken")
         try:
             yield b64decode(text.translate(None, b" \t\r\n"), validate=True)
         except ValueError as error:
             raise MalformedEvidence(f"the base64 text of a PEM {label.decode()} is broken: {error}") from error
+        yield from _beside(behind.lstrip(b"\r\n"))
+
+
+def _beside(data: bytes) -> Iterator[bytes]:
+    """DER between armour, where files of both kinds were joined: no text begins with a length of two octets."""
+    return _joined(data) if data.startswith(_LONG_SEQUENCE) else iter(())
 
 
 def is_revocation_list(der: bytes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -62,23 +62,22 @@ def find_chain(
     The line is named by the report itself from version 3 on, by the VEK's issuer, and perhaps by the caller; they
     must agree.
     """
-    kind = report.fields.signing_key
+    kind, own = report.fields.signing_key, report.product
     if report.has_cpuid:
         rule = "the report's CPUID is of no known product line"
         found = f"family {report.fields.cpuid_family:#x} model {report.fields.cpuid_model:#x}"
-        checks.require("report.cpuid", report.product is not None, rule, " ".join(PRODUCT_LINES), found, SNP)
+        checks.require("report.cpuid", own is not None, rule, " ".join(PRODUCT_LINES), found, SNP)
     pool = [*certificates, *roots.certificates]
-    vek = _choose_vek(report, [candidate for candidate in pool if candidate.common_name == VEK_NAMES[kind]], now)
+    vek = _choose_vek(report, pool, VEK_NAMES[kind], now)
     if vek is None:
-        named = report.product or product
+        named = own or product
         lines = [product_line(named)] if named else [PRODUCT_LINES[name] for name in WITHOUT_CPUID]
         url = " or ".join(filter(None, [_vek_url(report, line) for line in lines]))
         raise MissingCertificate(
             "certificates.vek", f"no {kind.name} certificate of this report is at hand", url, checks.made
         )
 
-    issuing = [name for name, line in PRODUCT_LINES.items() if amd_name(_issuer(line, kind).common_name) == vek.issuer]
-    claims = sorted({name for name in (report.product, product, *issuing) if name})
+    claims = sorted({name for name in (own, product, _issuing_lines(kind).get(vek.issuer)) if name})
     rule, found = "report, certificates and the product asked for name one product line", " or ".join(claims) or "none"
     checks.require("report.product", len(claims) == 1, rule, "one product line", found, KDS)
 
@@ -102,7 +101,15 @@ def check_chain(
     crls: Sequence[RevocationList] = (),
 ) -> None:
     """Judge a chain from the pinned root downwards, at the time `now` (with a time zone)."""
-    vek, intermediate, root = chain.vek, chain.intermediate, chain.root
+    checks.follow(lambda: (None, _check_chain(chain, kind, roots, now, tuple(crls))))
+
+
+@lru_cache(maxsize=256)
+def _check_chain(
+    chain: Chain, kind: SigningKey, roots: Roots, now: datetime, crls: tuple[RevocationList, ...]
+) -> tuple[Check, ...]:
+    """Remembered, because many reports hang from one chain and are judged at one time."""
+    checks, vek, intermediate, root = Checklist(), chain.vek, chain.intermediate, chain.root
     pinned = root.fingerprint in roots.fingerprints
     rule = f"{root.common_name} is not one of the pinned roots of {roots.name}"
     checks.require("chain.root", pinned, rule, f"a root of {roots.name}", f"sha256 {root.fingerprint}", KDS)
@@ -113,6 +120,7 @@ def check_chain(
         rule, span = f"{certificate.common_name} is not valid at this time", certificate.span
         checks.require(f"chain.{name}.dates", certificate.is_valid_at(now), rule, span, moment, X509)
     check_revocation(intermediate, root, crls, now, checks)
+    return tuple(checks.made)
 
 
 @lru_cache(maxsize=4096)
@@ -191,17 +199,32 @@ def _choose(
     return _latest(fitting or named, now)
 
 
-def _choose_vek(report: Report, named: Sequence[Certificate], now: datetime) -> Certificate | None:
-    """The VEK that names the report's TCB and chip; of several, as of a masked chip or of providers, who has signed."""
-    fitting = [candidate for candidate in named if _names(report, candidate)] if len(named) > 1 else []
-    if len({candidate.public_key for candidate in fitting}) > 1:
-        fitting = [candidate for candidate in fitting if _signed(report, candidate)] or fitting
-    return _latest(fitting or named, now)
+def _choose_vek(report: Report, pool: Sequence[Certificate], common_name: str, now: datetime) -> Certificate | None:
+    """The only VEK, or of several the one that names the report's TCB and chip, or that has signed, or else none.
+
+    As of a masked chip or of providers several may be named: then too the one that has signed. Of copies with one key,
+    those that an authority at hand vouches for come first.
+    """
+    named = [candidate for candidate in pool if candidate.common_name == common_name]
+    if len(named) < 2:
+        return _latest(named, now)
+    fitting = [candidate for candidate in named if _names(report, candidate)]
+    if not fitting or len({candidate.public_key for candidate in fitting}) > 1:
+        fitting = [candidate for candidate in fitting or named if _signed(report, candidate)] or fitting
+    if len(fitting) > 1:
+        fitting = [candidate for candidate in fitting if _is_vouched_for(candidate, pool)] or fitting
+    return _latest(fitting, now)
+
+
+def _is_vouched_for(candidate: Certificate, pool: Sequence[Certificate]) -> bool:
+    return any(candidate.signed_by(issuer) for issuer in pool if issuer.subject == candidate.issuer)
 
 
 def _latest(candidates: Sequence[Certificate], now: datetime) -> Certificate | None:
     """The latest issue of those that are valid at the time, or of all."""
-    return max(candidates, key=lambda each: (each.is_valid_at(now), each.not_after), default=None)
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    return max(candidates, key=lambda each: (each.is_valid_at(now), each.not_after))
 
 
 def _signed(report: Report, candidate: Certificate) -> bool:
@@ -219,6 +242,12 @@ def _names(report: Report, candidate: Certificate) -> bool:
         return False
     tcb, chip = report.fields.reported_tcb, report.fields.chip_id
     return bool(content.tcb == tcb and (not any(chip) or chip.startswith(content.hwid or b"")))
+
+
+@cache
+def _issuing_lines(kind: SigningKey) -> dict[str, str]:
+    """The product line of each name that issues VEKs of a kind."""
+    return {amd_name(_issuer(line, kind).common_name): name for name, line in PRODUCT_LINES.items()}
 
 
 def _issuer(line: ProductLine, kind: SigningKey) -> CaFacts:

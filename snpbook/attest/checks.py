@@ -7,9 +7,8 @@ that there is nothing to judge, because the outer form is broken.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from snpbook.spec.refusal import Refusal
 
@@ -28,9 +27,8 @@ class Result(StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One question put to the evidence, and the answer."""
+class Check(NamedTuple):
+    """One question put to the evidence, and the answer; a tuple, because every report makes two dozen."""
 
     name: str
     result: Result

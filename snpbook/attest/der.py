@@ -11,7 +11,7 @@ from typing import NamedTuple
 BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, OID = 0x01, 0x02, 0x03, 0x04, 0x06
 IA5_STRING, UTC_TIME, GENERALIZED_TIME = 0x16, 0x17, 0x18
 SEQUENCE, CONTEXT_0, CONTEXT_3 = 0x30, 0xA0, 0xA3
-_LONG_FORM, _MAX_OCTETS, _LONG_TAG = 0x80, 4, 0x1F
+LONG_FORM, _MAX_OCTETS, _LONG_TAG = 0x80, 4, 0x1F
 
 
 class DerError(ValueError):
@@ -35,13 +35,13 @@ def element(data: bytes, at: int = 0, end: int | None = None) -> Element:
     tag, length, content = data[at], data[at + 1], at + 2
     if tag & _LONG_TAG == _LONG_TAG:
         raise DerError(f"a tag of several bytes at {at}")
-    if length >= _LONG_FORM:
-        octets = length - _LONG_FORM
+    if length >= LONG_FORM:
+        octets = length - LONG_FORM
         content += octets
         if not 1 <= octets <= _MAX_OCTETS or content > limit:
             raise DerError(f"a length of {octets} octets at byte {at}")
         length = int.from_bytes(data[at + 2 : content], "big")
-        if length < _LONG_FORM or not data[at + 2]:
+        if length < LONG_FORM or not data[at + 2]:
             raise DerError(f"a length that is not minimal at byte {at}")
     if content + length > limit:
         raise DerError(f"the element at byte {at} ends behind what holds it")
@@ -60,8 +60,8 @@ def children(data: bytes, parent: Element) -> list[Element]:
 def integer(data: bytes, at: Element) -> int | None:
     """A non-negative, minimal INTEGER; None for anything else."""
     body = data[at.content : at.end]
-    if at.tag != INTEGER or not body or body[0] >= _LONG_FORM:
+    if at.tag != INTEGER or not body or body[0] >= LONG_FORM:
         return None
-    if len(body) > 1 and not body[0] and body[1] < _LONG_FORM:
+    if len(body) > 1 and not body[0] and body[1] < LONG_FORM:
         return None
     return int.from_bytes(body, "big")

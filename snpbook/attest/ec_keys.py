@@ -28,7 +28,7 @@ def read_point(data: bytes) -> ec.EllipticCurvePublicKey:
 
 def signature_size(r: bytes, s: bytes) -> int:
     """The bits of the longer of two components; more than the curve's order has fit no signature."""
-    return max(int.from_bytes(part, "little").bit_length() for part in (r, s))
+    return (int.from_bytes(r, "little") | int.from_bytes(s, "little")).bit_length()
 
 
 def signed_by(key: ec.EllipticCurvePublicKey, r: bytes, s: bytes, message: bytes, digest: HashAlgorithm) -> bool:

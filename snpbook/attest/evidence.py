@@ -24,7 +24,9 @@ CERTIFICATES = (guid.CERT_VCEK, guid.CERT_VLEK, guid.CERT_ASK, guid.CERT_ARK)
 TSM_PROVIDER = b"sev_guest"
 _SPACE = b" \t\r\n"
 _HEX = b"0123456789abcdefABCDEF" + _SPACE
-_BASE64 = b"GHIJKLMNOPQRSTUVWXYZghijklmnopqrstuvwxyz+/=" + _HEX
+_BASE64 = b"GHIJKLMNOPQRSTUVWXYZghijklmnopqrstuvwxyz+/-_=" + _HEX
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_HEX_PREFIXES = (b"0x", b"0X")
 _ANSWER_HEADER = REPORT_RESPONSE.offset("report")
 
 
@@ -119,12 +121,19 @@ def read_table(table: bytes) -> Mapping[UUID, bytes]:
 
 
 def _binary(data: bytes) -> bytes:
-    """Text decoded; bytes as they are. A file of exactly a report's length is a report whatever it holds."""
+    """Text decoded; bytes as they are. A file of exactly a report's length is a report whatever it holds.
+
+    Hexadecimal digits may begin with 0x; base64 is of either alphabet, with its padding or without.
+    """
     if len(data) == REPORT_SIZE or data.strip(_BASE64):
         return data
-    digits = data.translate(None, _SPACE)
+    text = data.translate(_URL_SAFE, _SPACE)
+    digits = text[2:] if text.startswith(_HEX_PREFIXES) else text
+    is_hex = not digits.strip(_HEX)
     try:
-        return bytes.fromhex(digits.decode("ascii")) if not digits.strip(_HEX) else b64decode(digits, validate=True)
+        if is_hex:
+            return bytes.fromhex(digits.decode("ascii"))
+        body = text.rstrip(b"=")
+        return b64decode(text if body != text else body + b"=" * (-len(body) % 4), validate=True)
     except ValueError as error:
-        kind = "base64" if digits.strip(_HEX) else "hexadecimal"
-        raise MalformedEvidence(f"the {kind} text is broken: {error}") from error
+        raise MalformedEvidence(f"the {'hexadecimal' if is_hex else 'base64'} text is broken: {error}") from error

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-from snpbook.attest.checks import Checklist, MalformedEvidence
+from snpbook.attest.checks import Check, Checklist, MalformedEvidence
 from snpbook.attest.evidence import Evidence as Evidence
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.policy import PLATFORM_INFO, POLICY, Tcb
@@ -118,7 +118,7 @@ def _reserved_mask(version: int) -> int:
 
 def _unnamed(layout: Layout, value: int) -> Iterator[int]:
     stray = value & layout.reserved_mask
-    return (bit for bit in range(layout.size * 8) if stray >> bit & 1)
+    return (bit for bit in range(stray.bit_length()) if stray >> bit & 1)
 
 
 def check_format(report: Report, checks: Checklist, allow_newer: bool = False) -> None:
@@ -127,29 +127,41 @@ def check_format(report: Report, checks: Checklist, allow_newer: bool = False) -
     With `allow_newer`, a version beyond 5 passes, and what versions up to 5 reserve in its signed part is noted and
     not judged: nobody here knows what it means.
     """
-    fields, policy, version = report.fields, report.policy, report.fields.version
-    rule = "the report's version is unknown"
-    met = version in VERSIONS or (allow_newer and report.is_newer)
-    checks.require("report.version", met, rule, "2 or later" if allow_newer else "2 to 5", version, SNP)
-    checks.require("report.policy.one", policy.one == 1, "bit 17 of the policy is not set", 1, policy.one, SNP)
+    fields = report.fields
+    stray = tuple((at, report.raw[at]) for at in report.stray_bytes)
+    asked = fields.version, fields.policy, fields.signature_algo, fields.signing_key, stray, allow_newer
+    checks.follow(lambda: (None, _check_format(*asked)))
 
-    unnamed = " ".join(f"bit {bit}" for bit in _unnamed(POLICY, fields.policy))
-    if report.is_newer and unnamed:
+
+@lru_cache(maxsize=256)
+def _check_format(
+    version: int, policy: int, algorithm: int, key: int, stray: tuple[tuple[int, int], ...], allow_newer: bool
+) -> tuple[Check, ...]:
+    """Remembered, because few reports differ in these; `stray` has offset and value of each byte that is reserved."""
+    checks, is_newer = Checklist(), version > VERSIONS[-1]
+    rule = "the report's version is unknown"
+    met = version in VERSIONS or (allow_newer and is_newer)
+    checks.require("report.version", met, rule, "2 or later" if allow_newer else "2 to 5", version, SNP)
+    one = POLICY.unpack(policy.to_bytes(POLICY.size, "little")).one
+    checks.require("report.policy.one", one == 1, "bit 17 of the policy is not set", 1, one, SNP)
+
+    unnamed = " ".join(f"bit {bit}" for bit in _unnamed(POLICY, policy))
+    if is_newer and unnamed:
         checks.skip("report.policy.reserved", f"version {version} may have named {unnamed}", SNP)
     else:
         rule = "the policy has reserved bits"
         checks.require("report.policy.reserved", not unnamed, rule, "bits 63:26 zero", unnamed or "zero", SNP)
 
-    rule, expected, found = "the signature's algorithm is unknown", ECDSA_P384_SHA384, fields.signature_algo
-    checks.require("report.signature_algo", found == expected, rule, expected, found, SNP)
+    rule, expected = "the signature's algorithm is unknown", ECDSA_P384_SHA384
+    checks.require("report.signature_algo", algorithm == expected, rule, expected, algorithm, SNP)
 
-    stray = report.stray_bytes
-    judged = [at for at in stray if at >= SIGNED_SIZE] if report.is_newer else stray
-    found = f"byte {judged[0]:#05x} is {report.raw[judged[0]]:#04x}" if judged else "zero"
+    judged = [(at, byte) for at, byte in stray if at >= SIGNED_SIZE] if is_newer else stray
+    found = "byte {:#05x} is {:#04x}".format(*judged[0]) if judged else "zero"
     checks.require("report.reserved", not judged, f"version {version} reserves these bits", "zero", found, SNP)
     if len(stray) > len(judged):
-        told = " ".join(f"{at:#05x}" for at in stray)
+        told = " ".join(f"{at:#05x}" for at, _ in stray)
         checks.skip("report.unknown", f"version {version} may have given a meaning to {told}", SNP)
 
-    rule, key = "SIGNING_KEY has an unknown value", fields.signing_key
+    rule = "SIGNING_KEY has an unknown value"
     checks.require("report.signing_key", isinstance(key, SigningKey), rule, KNOWN_KEYS, int(key), SNP)
+    return tuple(checks.made)

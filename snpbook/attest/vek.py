@@ -82,7 +82,8 @@ def read_vek(certificate: Certificate, kind: SigningKey) -> tuple[VekContent, tu
     texts = product_name is not None and (csp_id is not None or owner is VekExtension.HWID)
     found = " ".join(filter(None, (product_name, csp_id)))
     checks.require("vek.text", texts, "a name in the VEK is no IA5String", "IA5String", found, KDS)
-    hwid, size = values.get(VekExtension.HWID), HWID_SIZES[struct_version]
+    size = HWID_SIZES[struct_version]
+    hwid = _bare(values[VekExtension.HWID], size) if owner is VekExtension.HWID else None
     met, found = hwid is None or len(hwid) == size, f"{len(hwid)} bytes" if hwid is not None else "none"
     checks.require("vek.hwid", met, "the chip's id has another length", f"{size} bytes", found, KDS)
 
@@ -93,6 +94,12 @@ def read_vek(certificate: Certificate, kind: SigningKey) -> tuple[VekContent, tu
 def _value(extension: x509.Extension[x509.ExtensionType]) -> bytes:
     """The content of one of AMD's extensions, which no library knows; empty for any other."""
     return extension.value.value if isinstance(extension.value, x509.UnrecognizedExtension) else b""
+
+
+def _bare(value: bytes, size: int) -> bytes:
+    """The chip's id, which AMD gives bare, out of the OCTET STRING that the encoding of extensions would ask for."""
+    whole = _whole(value) if len(value) > size else None
+    return value[whole.content :] if whole and whole.tag == asn1.OCTET_STRING else value
 
 
 def _integer(value: bytes) -> int | None:

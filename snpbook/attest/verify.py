@@ -114,7 +114,7 @@ def check_binding(report: Report, content: VekContent, line: ProductLine, checks
     reported, turin = report.fields.reported_tcb, line.struct_version == 1
     rule = "the VEK is for another TCB than the report's"
     expected, found = Tcb.from_int(reported, turin), Tcb.from_int(content.tcb, turin)
-    checks.require("binding.tcb", content.tcb == reported, rule, str(expected), str(found), KDS)
+    checks.require("binding.tcb", content.tcb == reported, rule, expected, found, KDS)
 
     chip = report.fields.chip_id
     if content.hwid is None:

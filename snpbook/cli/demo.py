@@ -18,7 +18,7 @@ from rich.progress import Progress, TaskID
 from snpbook.attacks.dram import flip_before_measurement
 from snpbook.cli.errors import Malformed, NotGenuine, RefusedByPolicy, read_input
 from snpbook.cli.sizes import Size
-from snpbook.guest.boot import Layout
+from snpbook.guest.layout import Layout
 from snpbook.host.vmm.configuration import DirectBoot, VmmError, check_configuration
 from snpbook.spec.image import Image, ImageError
 from snpbook.spec.kvm import MAX_VCPUS

@@ -6,6 +6,7 @@ Each exercise is proven by its own reference and wrong answers. The modules of a
 
 from snpbook.exercises import (
     first_light,
+    guest_launch,
     host_faults,
     host_setup,
     memory_encryption,
@@ -25,6 +26,7 @@ __all__ = [
     "exercise",
     "exercises",
     "first_light",
+    "guest_launch",
     "hint",
     "host_faults",
     "host_setup",

@@ -28,7 +28,7 @@ from snpbook.spec.context import GUEST_CONTEXT, NO_AGENT
 from snpbook.spec.encryption import KeyId
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PageState
-from snpbook.spec.platform import GUEST_STATUS
+from snpbook.spec.platform import GUEST_STATUS, Fault
 from snpbook.spec.policy import guest_policy
 from snpbook.spec.rmp import ASID_COUNTERS
 from snpbook.spec.snp_buffers import SNP_ACTIVATE_EX
@@ -125,6 +125,8 @@ def _require_no_pages(psp: SecureProcessor, asid: int) -> None:
 def check_apic_ids(psp: SecureProcessor, asid: int, count: int, address: int) -> set[int]:
     """What ACTIVATE_EX, the legacy one too, asks of an ASID and a list of APIC ids: the complexes of those cores."""
     require(0 < asid <= psp.asids.limit, Status.INVALID_ASID, "ASID in range", f"1..{psp.asids.limit}", asid)
+    able = Fault.NO_ACTIVATE_EX not in psp.faults
+    require(able, Status.UNSUPPORTED, "the part activates ASIDs on some complexes alone")
     require(0 < count <= APIC_IDS_MAX, Status.INVALID_PARAM, "number of APIC ids", f"1..{APIC_IDS_MAX}", count)
     ids: list[int] = np.frombuffer(read_input(psp, address, count * _APIC_ID_SIZE, "ids_paddr"), "<u4").tolist()
     absent = [number for number in ids if number >= len(psp.machine.cores)]

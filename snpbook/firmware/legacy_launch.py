@@ -239,6 +239,7 @@ def finish(psp: SecureProcessor, buffer: Record, command: Command) -> None:
     psp.legacy.after(command)
     guest = psp.legacy.guest(buffer.handle)
     state = guest.after(command)
+    require_safe(psp)
 
     # ACTION
     if guest.asid:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from snpbook.guest.boot import Layout
 from snpbook.guest.ghcb import Ghcb
+from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.spec.ghcb import Nae
 from snpbook.spec.launch import SECRETS_PAGE

@@ -1,86 +1,65 @@
 """The guest's half of the GHCB: one shared page through which it asks its hypervisor.
 
-Nothing that comes back is trusted beyond what its use can bear. A malformed answer or a refusal ends the
-guest with a termination request. Source: GHCB specification; Linux arch/x86/coco/sev.
+An event fills in the fields that it needs and marks no others. Nothing that comes back is trusted beyond what its use
+can bear: the page is read once, a field counts only where the bitmap marks it, and a malformed answer ends the guest.
+Sources: GHCB specification; Linux arch/x86/coco/sev/shared.c (sev_es_ghcb_hv_call, verify_exception_info).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
-from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
+from snpbook.guest import msr_protocol
+from snpbook.guest.termination import Terminated, terminate
+from snpbook.hardware.exits import GuestException
+from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.spec import ghcb as spec
-from snpbook.spec.ghcb import GHCB, MsrCode, Nae
+from snpbook.spec.ghcb import GHCB, Nae
 from snpbook.spec.layout import Record
 from snpbook.spec.msr import Msr
 from snpbook.spec.pages import PAGE_SIZE
+from snpbook.spec.termination import EVENT_REASON_SHIFT, GENERAL_SET, GeneralReason, Reason
+from snpbook.spec.vmcb import EVENT, EventKind, Vector
 
-
-class Reason(IntEnum):
-    """Reason codes of a termination request, set 1 as Linux uses it (set 0 is the specification's)."""
-
-    REGISTER = 0
-    PSC = 1
-    PVALIDATE = 2
-    NOT_VMPL0 = 3
-    CPUID = 4
-    CPUID_HV = 5
-    SECRETS_PAGE = 6
-
-
-LINUX_SET = 1
-
-
-class Terminated(ProgramFailure):
-    """The guest gave up; `reason` is what it told the hypervisor. Where that runs it again, it just halts."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason.name}: {detail}")
-        self.reason = reason
-
-
-async def terminate(cpu: GuestCpu, reason: Reason, detail: str) -> None:
-    """Ask to be ended, and never come back."""
-    value = spec.TERMINATE.pack(code=MsrCode.TERMINATE, reason_set=LINUX_SET, reason=reason)
-    await msr_request(cpu, int.from_bytes(value, "little"))
-    raise Terminated(reason, detail)
-
-
-async def msr_request(cpu: GuestCpu, value: int) -> int:
-    """One round of the MSR protocol."""
-    await cpu.wrmsr(Msr.GHCB, value)
-    await cpu.vmgexit()
-    answer: int = await cpu.rdmsr(Msr.GHCB)
-    return answer
+_INJECTABLE = (Vector.GP, Vector.UD)
+_ERROR = (1 << 32) - 1
+"""The part of SW_EXITINFO1 that tells of an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ghcb:
-    """The registered GHCB page at guest address `gpa`, mapped shared."""
+    """The GHCB page at guest address `gpa`, mapped shared; `version` of the protocol is what both sides know."""
 
     cpu: GuestCpu
     gpa: int
+    version: int = spec.PROTOCOL_VERSION
 
     @classmethod
     async def register(cls, cpu: GuestCpu, gpa: int) -> Ghcb:
-        """Negotiate the protocol and register the page; terminates where the hypervisor is too old."""
-        info = spec.SEV_INFO.unpack((await msr_request(cpu, MsrCode.SEV_INFO_REQUEST)).to_bytes(8, "little"))
-        if info.code != MsrCode.SEV_INFO or not info.min_version <= spec.PROTOCOL_VERSION <= info.max_version:
-            await terminate(cpu, Reason.REGISTER, f"GHCB versions {info.min_version} to {info.max_version}")
-        features = await msr_request(cpu, MsrCode.FEATURES_REQUEST)
-        if features & spec.MSR_CODE_MASK != MsrCode.FEATURES or not features >> spec.MSR_DATA_SHIFT & spec.FEATURE_SNP:
-            await terminate(cpu, Reason.REGISTER, f"hypervisor features {features:#x} lack SNP")
-        answer = await msr_request(cpu, gpa | MsrCode.REGISTER_GPA_REQUEST)
-        if answer != gpa | MsrCode.REGISTER_GPA:
-            await terminate(cpu, Reason.REGISTER, f"GHCB registration answered {answer:#x}")
-        return cls(cpu, gpa)
+        """Negotiate the protocol and register the page, as an SNP guest must; terminates where that fails."""
+        version = await msr_protocol.negotiate(cpu)
+        if version < spec.PROTOCOL_VERSION:
+            await terminate(cpu, GeneralReason.PROTOCOL, f"SNP needs GHCB version {spec.PROTOCOL_VERSION}")
+        await msr_protocol.features(cpu)
+        await msr_protocol.register(cpu, gpa)
+        return cls(cpu, gpa, version)
 
-    async def call(self, event: Nae, info1: int = 0, info2: int = 0, **fields: Any) -> Record:
-        """Report an event; the GHCB as the hypervisor left it. Terminates on SW_EXITINFO1 != 0.
+    async def call(
+        self,
+        event: Nae,
+        info1: int = 0,
+        info2: int = 0,
+        *,
+        needs: tuple[str, ...] = (),
+        reason: Reason | GeneralReason = GeneralReason.GENERAL,
+        **fields: Any,
+    ) -> Record:
+        """Report an event; the GHCB as the hypervisor left it.
 
-        The page is where the guest put it, never where the MSR says: the hypervisor can write the MSR's value.
+        Raises the #GP or #UD that the hypervisor has the guest take. Ends the guest, for `reason`, where it refuses
+        otherwise or does not mark SW_EXITINFO1 and 2 and the fields that the event `needs`. The page is where the guest
+        put it, never where the MSR says: the hypervisor can write the MSR's value.
         """
         filled = ("sw_exit_code", "sw_exit_info_1", "sw_exit_info_2", *(name for name in fields if name in _IN_BITMAP))
         page = GHCB.pack(
@@ -88,30 +67,61 @@ class Ghcb:
             sw_exit_info_1=info1,
             sw_exit_info_2=info2,
             valid_bitmap=spec.valid_bitmap(*filled),
-            protocol_version=spec.PROTOCOL_VERSION,
+            protocol_version=self.version,
             **fields,
         )
         await self.cpu.write(self.gpa, page)
         await self.cpu.wrmsr(Msr.GHCB, self.gpa)
         await self.cpu.vmgexit()
         answer = GHCB.unpack(await self.cpu.read(self.gpa, PAGE_SIZE))
-        if answer.sw_exit_info_1:
-            await terminate(self.cpu, Reason.REGISTER, f"{event.name} refused: {answer.sw_exit_info_2:#x}")
+        marked = [spec.is_valid(answer.valid_bitmap, name) for name in ("sw_exit_info_1", "sw_exit_info_2", *needs)]
+        if not all(marked):
+            await terminate(self.cpu, reason, f"the answer to {event.name} has no {', '.join(needs) or 'result'}")
+        error = answer.sw_exit_info_1 & _ERROR
+        if error == spec.INJECT:
+            raise await self._exception(event, answer.sw_exit_info_2)
+        if error:
+            await terminate(self.cpu, reason, f"{event.name} refused: {error:#x}, {answer.sw_exit_info_2:#x}")
         return answer
 
-    async def port_in(self, port: int) -> int:
-        """IN AL, port."""
-        info = spec.IOIO.pack(port=port, is_in=1, size_8=1)
-        answer = await self.call(Nae.IOIO, int.from_bytes(info, "little"), rax=0)
-        if not spec.is_valid(answer.valid_bitmap, "rax"):
-            await terminate(self.cpu, Reason.REGISTER, f"the answer to a read of port {port:#x} has no RAX")
-        value: int = answer.rax & 0xFF
-        return value
+    async def _exception(self, event: Nae, info2: int) -> GuestException:
+        """The exception that the hypervisor wants the guest to take: #GP or #UD, and no other."""
+        told = EVENT.unpack(info2.to_bytes(EVENT.size, "little"))
+        if not told.valid or told.kind != EventKind.EXCEPTION or told.vector not in _INJECTABLE:
+            await terminate(self.cpu, GeneralReason.GENERAL, f"{event.name} answered with event {info2:#x}")
+        return GuestException(told.vector, told.error if told.has_error else 0, 0)
 
-    async def port_out(self, port: int, value: int) -> None:
-        """OUT port, AL."""
-        info = spec.IOIO.pack(port=port, size_8=1)
-        await self.call(Nae.IOIO, int.from_bytes(info, "little"), rax=value)
+    async def features(self) -> int:
+        """The bitmap of the hypervisor's features, by the page."""
+        answer = await self.call(Nae.FEATURES)
+        found: int = answer.sw_exit_info_2
+        return found
+
+    async def terminate(self, reason: GeneralReason, info: int, detail: str) -> None:
+        """The termination event, with a word of what it was about."""
+        await self.call(Nae.TERMINATE, GENERAL_SET | reason << EVENT_REASON_SHIFT, info)
+        raise Terminated(reason, detail)
+
+    async def run_vmpl(self, vmpl: int) -> None:
+        """Have another VMPL of this vCPU run."""
+        await self.call(Nae.RUN_VMPL, vmpl)
+
+    async def nmi_complete(self) -> None:
+        """The guest has done with an NMI."""
+        await self.call(Nae.NMI_COMPLETE)
+
+    async def ap_reset_hold(self) -> bool:
+        """Wait to be started; whether a SIPI came."""
+        return bool((await self.call(Nae.AP_RESET_HOLD)).sw_exit_info_2)
+
+    async def set_jump_table(self, gpa: int) -> None:
+        """Tell where the AP jump table is (guests before SNP)."""
+        await self.call(Nae.AP_JUMP_TABLE, 0, gpa)
+
+    async def jump_table(self) -> int:
+        """Where the AP jump table is."""
+        found: int = (await self.call(Nae.AP_JUMP_TABLE, 1)).sw_exit_info_2
+        return found
 
     @property
     def shared_buffer(self) -> int:
@@ -119,6 +129,4 @@ class Ghcb:
         return self.gpa + spec.SHARED_BUFFER_OFFSET
 
 
-_IN_BITMAP = {
-    field.name for field in GHCB.fields.values() if field.offset < GHCB.offset("valid_bitmap") and field.size == 8
-}
+_IN_BITMAP = {field.name for field in GHCB.fields.values() if field.offset < GHCB.offset("valid_bitmap")}

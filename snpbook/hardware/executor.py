@@ -38,6 +38,8 @@ class _Frame:
     taken: Taken | None = None
     pending: Operation | None = None
     answer: Any = None
+    passed_on: GuestException | None = None
+    """What a handler has this program meet in the place of its instruction."""
 
 
 def _begin(make: Callable[..., Coroutine[Operation, Any, Any]], *arguments: Any) -> Generator[Operation, Any, Any]:
@@ -133,7 +135,8 @@ class CoroutineExecutor:
             assert operation is not None
             core.machine.tsc += CYCLES_PER_OPERATION
             try:
-                stop = operation.step(core)
+                passed_on, self._frames[-1].passed_on = self._frames[-1].passed_on, None
+                stop = passed_on or operation.step(core)
             except NotModelled as refused:
                 self._frames = []
                 return Shutdown(str(refused))
@@ -163,7 +166,8 @@ class CoroutineExecutor:
         return None
 
     def _take(self, taken: Taken) -> None:
-        handler = self._cpu.handlers[taken.exception.vector]
+        handler, below = self._cpu.handlers[taken.exception.vector], self._frames[-1].pending
+        taken.exception.instruction = b"" if below is None else below.code
         self._frames.append(_Frame(_begin(handler, self._cpu, taken.exception), taken))
         self.results.append(taken)
 
@@ -187,9 +191,12 @@ class CoroutineExecutor:
                 if not frames:
                     self.outcome = end.value
                 elif end.value and frame.taken and not frame.taken.event and core is not None:
-                    below = frames[-1].pending
-                    assert below is not None
-                    below.emulated(core)
+                    below = frames[-1]
+                    assert below.pending is not None
+                    if isinstance(end.value, GuestException):
+                        below.passed_on = end.value
+                    else:
+                        below.pending.emulated(core)
             except ProgramFailure as failure:
                 self.outcome, frames = failure, []
             except GuestException as unhandled:

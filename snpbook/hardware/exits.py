@@ -68,8 +68,11 @@ class GuestException(Exception):
     """An exception or event delivered inside the guest, with its error code and address.
 
     Raised by the core: #UD (6), #GP (13), #PF (14), #VC (29). Injected by the hypervisor: whatever it names. `info`
-    is what decoding its instruction tells a #VC handler, in the form of EXITINFO1.
+    is what decoding its instruction tells a #VC handler, in the form of EXITINFO1; `instruction` are the bytes at the
+    interrupted RIP, which a handler finds in the guest's own memory.
     """
+
+    instruction: bytes = b""
 
     def __init__(self, vector: int, error: int, address: int, info: int = 0) -> None:
         super().__init__(vector, error, address, info)

@@ -14,6 +14,7 @@ from snpbook.hardware.exits import GuestException
 from snpbook.hardware.operations import Execute, Invlpg, Load, Look, Operation, Read, Write
 from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
 from snpbook.spec.cpuid import Registers
+from snpbook.spec.opcodes import CallInstruction, Opcode
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
 from snpbook.spec.vmsa import LOADABLE_REGISTERS, VMSA
 
@@ -26,7 +27,7 @@ class ProgramFailure(Exception):
 
 
 Program = Callable[["GuestCpu"], Coroutine[Operation, Any, Any]]
-Handler = Callable[["GuestCpu", GuestException], Coroutine[Operation, Any, bool]]
+Handler = Callable[["GuestCpu", GuestException], Coroutine[Operation, Any, bool | GuestException]]
 
 
 class GuestCpu:
@@ -72,30 +73,55 @@ class GuestCpu:
     def cpuid(self, leaf: int, subleaf: int = 0) -> Operation:
         """CPUID: EAX to EDX as `Registers`."""
         operands = {"rax": _operand("leaf", leaf, 32), "rcx": _operand("subleaf", subleaf, 32)}
-        return Execute(guest_instructions.cpuid, operands, result=_four_registers)
+        return Execute(guest_instructions.cpuid, operands, result=_four_registers, opcode=Opcode.CPUID.value)
 
     def rdmsr(self, msr: int) -> Operation:
-        return Execute(guest_instructions.rdmsr, {"rcx": _word("msr", msr)}, result=_edx_eax)
+        return Execute(guest_instructions.rdmsr, {"rcx": _word("msr", msr)}, result=_edx_eax, opcode=Opcode.RDMSR.value)
 
     def wrmsr(self, msr: int, value: int) -> Operation:
         value = _word("value", value)
-        return Execute(guest_instructions.wrmsr, {"rcx": _word("msr", msr), "rax": value & _LOW, "rdx": value >> 32})
+        operands = {"rcx": _word("msr", msr), "rax": value & _LOW, "rdx": value >> 32}
+        return Execute(guest_instructions.wrmsr, operands, opcode=Opcode.WRMSR.value)
 
     def port_in(self, port: int, size: int = 1) -> Operation:
         """IN of 1, 2 or 4 bytes."""
-        return Execute(guest_instructions.port_in, {"rdx": _port(port, size)}, (size,), _RAX_OF_SIZE[size])
+        operands = {"rdx": _port(port, size)}
+        return Execute(guest_instructions.port_in, operands, (size,), _RAX_OF_SIZE[size], Opcode.of_size("IN", size))
 
     def port_out(self, port: int, value: int, size: int = 1) -> Operation:
         """OUT of 1, 2 or 4 bytes."""
         operands = {"rdx": _port(port, size), "rax": _operand("value", value, 8 * size)}
-        return Execute(guest_instructions.port_out, operands, (size,))
+        return Execute(guest_instructions.port_out, operands, (size,), opcode=Opcode.of_size("OUT", size))
+
+    def port_string(self, port: int, address: int, count: int, size: int = 1, *, is_in: bool) -> Operation:
+        """REP INS or REP OUTS: `count` elements of 1, 2 or 4 bytes from a port to memory, or the other way."""
+        operands = {
+            "rdx": _port(port, size),
+            "rcx": _word("count", count),
+            "rdi" if is_in else "rsi": _range(address, count * size)[0],
+        }
+        code = Opcode.of_size("INS" if is_in else "OUTS", size)
+        return Execute(guest_instructions.port_string, operands, (size, is_in), opcode=code)
 
     def rdtsc(self) -> Operation:
         """The time-stamp counter."""
-        return Execute(guest_instructions.rdtsc, result=_edx_eax)
+        return Execute(guest_instructions.rdtsc, result=_edx_eax, opcode=Opcode.RDTSC.value)
+
+    def rdtscp(self) -> Operation:
+        """The time-stamp counter and TSC_AUX."""
+        return Execute(guest_instructions.rdtscp, result=_edx_eax_and_ecx, opcode=Opcode.RDTSCP.value)
+
+    def rdpmc(self, counter: int) -> Operation:
+        """A performance counter."""
+        operands = {"rcx": _operand("counter", counter, 32)}
+        return Execute(guest_instructions.rdpmc, operands, result=_edx_eax, opcode=Opcode.RDPMC.value)
+
+    def rdrand(self) -> Operation:
+        """64 bits of the processor's random source."""
+        return Execute(guest_instructions.rdrand, result=_rax)
 
     def read_dr7(self) -> Operation:
-        return Execute(guest_instructions.read_dr7, result=_rax)
+        return Execute(guest_instructions.read_dr7, result=_rax, opcode=Opcode.READ_DR7.value)
 
     def load(self, **registers: int) -> Operation:
         """Set registers by their VMSA names, such as cr3 or efer: those of `LOADABLE_REGISTERS`."""
@@ -118,32 +144,37 @@ class GuestCpu:
 
     def vmgexit(self) -> Operation:
         """Leave to the hypervisor with a request in the GHCB or in its MSR; without SEV-ES it is VMMCALL."""
-        return Execute(guest_instructions.vmgexit)
+        return Execute(guest_instructions.vmgexit, opcode=CallInstruction.VMGEXIT.value)
 
     def vmmcall(self) -> Operation:
-        return Execute(guest_instructions.vmmcall)
+        return Execute(guest_instructions.vmmcall, opcode=CallInstruction.VMMCALL.value)
 
     def hlt(self) -> Operation:
-        return Execute(guest_instructions.hlt)
+        return Execute(guest_instructions.hlt, opcode=Opcode.HLT.value)
 
     def pause(self) -> Operation:
-        return Execute(guest_instructions.pause)
+        return Execute(guest_instructions.pause, opcode=Opcode.PAUSE.value)
 
     def wbinvd(self) -> Operation:
-        return Execute(guest_instructions.wbinvd)
+        return Execute(guest_instructions.wbinvd, opcode=Opcode.WBINVD.value)
+
+    def invd(self) -> Operation:
+        return Execute(guest_instructions.invd, opcode=Opcode.INVD.value)
 
     def monitor(self, address: int) -> Operation:
-        return Execute(guest_instructions.monitor, {"rax": _word("address", address)})
+        return Execute(
+            guest_instructions.monitor, {"rax": _word("address", address)}, opcode=Opcode.MONITOR.value
+        )
 
     def mwait(self) -> Operation:
-        return Execute(guest_instructions.mwait)
+        return Execute(guest_instructions.mwait, opcode=Opcode.MWAIT.value)
 
     def set_handler(self, vector: int, handler: Handler | None) -> None:
         """Install the handler of an exception vector, or None to have the exception raised out of the await again.
 
         It runs on top of what was interrupted. Where it returns True it has done the instruction, with the results
-        in the registers; else the operation goes on with the same instruction. After an injected event the
-        operation goes on in either case.
+        in the registers; where it returns an exception, the instruction raises that one; else the operation goes on
+        with the same instruction. After an injected event the operation goes on in either case.
         """
         if not 0 <= whole("vector", vector) < VECTORS:
             raise ValueError(f"vector = {vector}: 0 to {VECTORS - 1}")
@@ -158,6 +189,10 @@ def _four_registers(registers: Mapping[str, int]) -> Registers:
 
 def _edx_eax(registers: Mapping[str, int]) -> int:
     return (registers["rdx"] & _LOW) << 32 | registers["rax"] & _LOW
+
+
+def _edx_eax_and_ecx(registers: Mapping[str, int]) -> tuple[int, int]:
+    return _edx_eax(registers), registers["rcx"] & _LOW
 
 
 def _rax(registers: Mapping[str, int]) -> int:

@@ -31,6 +31,8 @@ _LOWER_HALF = 1 << 47
 _CONTROL = {"cr0": 0, "cr3": 3, "cr4": 4}
 _DEBUG = {f"dr{i}": i for i in (0, 1, 2, 3, 6, 7)}
 _STATE = frozenset(StateMsr)
+_DS = 3
+"""The number of the segment that OUTS reads from."""
 
 
 def cpuid(core: GuestCore) -> Stop | None:
@@ -118,12 +120,55 @@ def _port(core: GuestCore, size: int, is_in: int) -> Stop | None:
     return intercept_port(core, port, size, int.from_bytes(info, "little"))
 
 
+def port_string(core: GuestCore, size: int, is_in: int) -> Stop | None:
+    """REP INS or OUTS of RCX elements at RDI or RSI: no device, what comes in reads as ones."""
+    port, registers = core.registers["rdx"] & IOIO.fields["port"].limit, core.registers
+    info = IOIO.pack(
+        port=port, is_in=is_in, is_string=1, rep=1, address_64=1, segment=0 if is_in else _DS, **{f"size_{8 * size}": 1}
+    )
+    if not registers["rcx"]:
+        return None
+    stop = intercept_port(core, port, size, int.from_bytes(info, "little"))
+    if stop is not None:
+        return stop
+    data = b"\xff" * (size * registers["rcx"])
+    found = core.write(registers["rdi"], data) if is_in else core.read(registers["rsi"], len(data))
+    return None if found is None or isinstance(found, bytes) else found
+
+
 def rdtsc(core: GuestCore) -> Stop | None:
     """RDTSC into EDX:EAX: the machine's counter, scaled and offset for a guest with Secure TSC by its own VMSA."""
     stop = intercept(core, ExitCode.RDTSC)
     if stop is None:
         value = time_stamp(core)
         core.registers.update(rax=value & _LOW, rdx=value >> 32)
+    return stop
+
+
+def rdtscp(core: GuestCore) -> Stop | None:
+    """RDTSCP: the counter likewise, and TSC_AUX into ECX."""
+    stop = intercept(core, ExitCode.RDTSCP)
+    if stop is None:
+        value = time_stamp(core)
+        core.registers.update(rax=value & _LOW, rdx=value >> 32, rcx=core.registers["tsc_aux"])
+    return stop
+
+
+def rdpmc(core: GuestCore) -> Stop | None:
+    """RDPMC: no counter exists (MODEL), #GP where nobody intercepts it."""
+    return _privileged(core) or intercept(core, ExitCode.RDPMC) or GuestException(Vector.GP, 0, 0)
+
+
+def rdrand(core: GuestCore) -> None:
+    """RDRAND of 64 bits into RAX; its intercept is not modelled."""
+    core.registers["rax"] = int.from_bytes(core.machine.random(8), "little")
+
+
+def invd(core: GuestCore) -> Stop | None:
+    """INVD: where nobody intercepts it, as WBINVD (MODEL: no line is lost)."""
+    stop = _privileged(core) or intercept(core, ExitCode.INVD)
+    if stop is None and isinstance(core.machine.memory, Cache):
+        core.machine.memory.wbinvd()
     return stop
 
 

@@ -15,6 +15,7 @@ from snpbook.hardware import guest_instructions
 from snpbook.hardware.core import GuestCore
 from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.intercepts import Stop
+from snpbook.spec.opcodes import Opcode
 from snpbook.spec.vmcb import ExitCode, FaultError, Vector
 
 REGISTER_SIZE = 8
@@ -36,6 +37,11 @@ class Operation:
         raise TypeError(f"{type(self).__name__} cannot be emulated: the handler returns False to have it done again")
 
     @property
+    def code(self) -> bytes:
+        """The machine code of the instruction at which it stands; empty where the model has none for it."""
+        return b""
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left of it, known once an instruction was done by somebody else."""
         return True
@@ -53,6 +59,7 @@ class Execute(Operation):
     operands: Mapping[str, int] = field(default_factory=dict)
     arguments: tuple[int, ...] = ()
     result: Callable[[Mapping[str, int]], Any] | None = None
+    opcode: bytes = b""
     done: bool = False
     found: Any = None
 
@@ -68,6 +75,10 @@ class Execute(Operation):
     def emulated(self, core: GuestCore) -> None:
         self.done = True
         self.found = None if self.result is None else self.result(core.registers)
+
+    @property
+    def code(self) -> bytes:
+        return self.opcode
 
     @property
     def value(self) -> Any:
@@ -101,6 +112,11 @@ class Load(Operation):
 
     def emulated(self, core: GuestCore) -> None:
         self.done += 1
+
+    @property
+    def code(self) -> bytes:
+        name = [*self.registers][self.done] if not self.finished else ""
+        return Opcode.WRITE_DR7.value if name == "dr7" else Opcode.LOAD_CR.value if name.startswith("cr") else b""
 
     @property
     def finished(self) -> bool:
@@ -144,6 +160,10 @@ class Read(Operation):
         self.data = core.registers["rax"].to_bytes(REGISTER_SIZE, "little")[: self.size]
 
     @property
+    def code(self) -> bytes:
+        return Opcode.of_size("LOAD", self.size)
+
+    @property
     def value(self) -> bytes:
         return self.data or b""
 
@@ -166,6 +186,10 @@ class Write(Operation):
 
     def emulated(self, core: GuestCore) -> None:
         self.done = True
+
+    @property
+    def code(self) -> bytes:
+        return Opcode.of_size("STORE", len(self.data))
 
 
 def _is_mmio(stop: Stop | None) -> bool:

@@ -24,7 +24,7 @@ from snpbook.spec.msr import Msr
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, PageState
 from snpbook.spec.products import Product
 from snpbook.spec.vmcb import PTES_PER_TABLE
-from snpbook.trace import Instruction, Trace
+from snpbook.trace import CachesWrittenBack, Instruction, Trace
 
 _MAPPINGS = (PAGE_SIZE, LARGE_PAGE_SIZE, LARGE_PAGE_SIZE * PTES_PER_TABLE)
 
@@ -179,6 +179,8 @@ class HostCpu:
             core.wbinvd_done = True
         if isinstance(self._machine.memory, Cache):
             self._machine.memory.wbinvd()
+        if self.trace:
+            self.trace.emit(CachesWrittenBack(cores=len(self._machine.cores)))
 
     def clflush(self, spa: int, size: int, *, c_bit: bool = False) -> None:
         """CLFLUSH for each line of a range: on a part without coherence, the lines of this mapping only."""

@@ -33,6 +33,11 @@ class PrivatePages:
             elif number in self._chunks:
                 self._chunks[number][inside] = False
 
+    @property
+    def count(self) -> int:
+        """How many pages are private."""
+        return sum(int(chunk.sum()) for chunk in self._chunks.values())
+
     def of(self, gfns: range) -> Flags:
         """The attribute of each page of a run."""
         result = np.zeros(len(gfns), bool)

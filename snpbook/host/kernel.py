@@ -57,6 +57,10 @@ class Kernel:
         }
         """What open(2) finds: how to make the file of a path, given its flags."""
         self._inodes = 0
+        self.shmem_huge = False
+        """/sys/kernel/mm/transparent_hugepage/shmem_enabled: `always`, or `never` as by default."""
+        self.registered_snp = False
+        """Whether SNP guests without private slots are served as series v6 served them (MODEL)."""
         self.step_pages: int | None = None
         """How many pages a path does between two places where others may run; None: all at once."""
         self.rows: BringUp = BRING_UP[self.era.name]

@@ -19,7 +19,9 @@ from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
+from snpbook.trace import PagesMoved
 
+Flags = NDArray[np.bool_]
 _ABSENT = np.uint64(0)
 """No frame: page 0 is never given out."""
 
@@ -30,8 +32,8 @@ class PageAllocator:
     def __init__(self, free: list[range]) -> None:
         self._free = sorted(free, key=lambda run: run.start)
         self.allocated = 0
-        end = max((run.stop for run in free), default=0)
-        self._pins = np.zeros(end, np.uint16)
+        self.end = end = max((run.stop for run in free), default=0)
+        self._pins = np.zeros(end, np.uint32)
         """How often each frame is pinned."""
         self._orphans = np.zeros(end, bool)
         """Frames that were given back while pinned: free when the last pin goes."""
@@ -49,8 +51,25 @@ class PageAllocator:
                 return run[skip : skip + count]
         raise KernelError(errno.ENOMEM, "free host memory", f"{count} pages in a row", self.largest)
 
+    def allocate_order9(self) -> range | None:
+        """2 MiB in a row that begin at 2 MiB, for a huge page; None where memory is too full or too fragmented."""
+        try:
+            return self.allocate(PAGES_PER_LARGE, PAGES_PER_LARGE)
+        except KernelError:
+            return None
+
+    def claim(self, pages: range) -> None:
+        """These very frames; ENOMEM where one of them is in use."""
+        for index, run in enumerate(self._free):
+            if run.start <= pages.start and pages.stop <= run.stop:
+                rests = range(run.start, pages.start), range(pages.stop, run.stop)
+                self._free[index : index + 1] = [rest for rest in rests if rest]
+                self.allocated += len(pages)
+                return
+        raise KernelError(errno.ENOMEM, "free host memory", f"pages {pages.start:#x} to {pages.stop:#x}", "in use")
+
     def allocate_small(self) -> int:
-        """One frame that does not begin 2 MB: such a page, in use as VMCB or VMSA, hardware would check as a large one."""
+        """One frame that does not begin 2 MB: there hardware would check a VMCB or VMSA in use as a large page."""
         pages = self.allocate(1)
         if pages.start % PAGES_PER_LARGE:
             return pages.start
@@ -81,16 +100,30 @@ class PageAllocator:
         return sum(map(len, self._free))
 
     def pin(self, frames: Words) -> None:
-        """Each of the frames stays with its contents until it is unpinned as often."""
-        self._pins[frames] += 1
+        """Each of the frames stays with its contents until it is unpinned as often; one may be named several times."""
+        np.add.at(self._pins, frames, 1)
 
     def unpin(self, frames: Words) -> None:
         """Take one pin off each frame; those given back meanwhile are free with their last one."""
-        self._pins[frames] -= 1
-        free = frames[(self._pins[frames] == 0) & self._orphans[frames]]
+        np.subtract.at(self._pins, frames, 1)
+        free = np.unique(frames[(self._pins[frames] == 0) & self._orphans[frames]])
         self._orphans[free] = False
-        for _, pages in runs(np.sort(free)):
+        for _, pages in runs(free):
             self.release(pages)
+
+    def is_pinned(self, frames: Words) -> Flags:
+        """Which of the frames are pinned."""
+        return np.asarray(self._pins[frames] != 0)
+
+    def holes(self, pages: range) -> list[range]:
+        """What is free of a run of frames."""
+        parts = (range(max(run.start, pages.start), min(run.stop, pages.stop)) for run in self._free)
+        return [part for part in parts if part]
+
+    @property
+    def huge_pages(self) -> int:
+        """How many huge pages could be given out."""
+        return sum(max(run.stop // PAGES_PER_LARGE - -(-run.start // PAGES_PER_LARGE), 0) for run in self._free)
 
     @property
     def pinned(self) -> int:
@@ -129,12 +162,14 @@ Lost = Callable[["PageFile", range], None]
 class PageFile:
     """Pages by offset, allocated on first use; `frames` holds the page numbers."""
 
+    movable = False
+    """Whether the kernel may move its pages, or write them to a swap device."""
     anonymous = False
     """Whether it belongs to one mapping alone: then MADV_DONTNEED frees its pages."""
 
     def __init__(self, cpu: HostCpu, allocator: PageAllocator, size: int) -> None:
         check(size >= 0 and size % PAGE_SIZE == 0, errno.EINVAL, "the size is a multiple of a page", PAGE_SIZE, size)
-        self.cpu, self._allocator, self.size = cpu, allocator, size
+        self.cpu, self.allocator, self.size = cpu, allocator, size
         self._frames = _absent(size >> PAGE_SHIFT)
         self._mappers: list[Lost] = []
 
@@ -164,23 +199,46 @@ class PageFile:
         frames = self._frames[offsets.start : offsets.stop]
         missing = np.flatnonzero(frames == _ABSENT)
         if len(missing):
-            fresh = self._allocator.take(len(missing))
+            fresh = self.allocator.take(len(missing))
             frames[missing] = fresh
-            self._prepare(as_pages(fresh))
+            self._prepare(as_pages(fresh), missing.astype(np.uint64) + np.uint64(offsets.start))
+            self._tell(offsets[int(missing[0]) : int(missing[-1]) + 1])
         return frames
 
     def get_prefix(self, offsets: range) -> Words:
         """`get` for as many pages from the first on as memory allows."""
         missing = np.flatnonzero(self._frames[offsets.start : offsets.stop] == _ABSENT)
-        room = self._allocator.free
+        room = self.allocator.free
         return self.get(offsets[: int(missing[room])] if len(missing) > room else offsets)
 
     def peek(self, offsets: range) -> Words:
         """The frames behind a run of page offsets, 0 where there is none; nothing gets memory."""
         return self._frames[offsets.start : offsets.stop]
 
+    def is_huge(self, offsets: range) -> Flags:
+        """Which pages of a run lie in a huge page: none, in a file that has none."""
+        return np.zeros(len(offsets), bool)
+
+    def move(self, offsets: range) -> Flags:
+        """Migrate a run: its pages get other frames and keep what DRAM holds. Which of them could be moved.
+
+        Not those that are pinned, and no page of a file that is not `movable`. ENOMEM.
+        """
+        frames = self._frames[offsets.start : offsets.stop]
+        can = (frames != _ABSENT) & ~self.allocator.is_pinned(frames) & self.movable
+        if can.any():
+            fresh = self.allocator.take(int(can.sum()))
+            for lost in tuple(self._mappers):
+                lost(self, offsets)
+            old = frames[can].copy()
+            self.cpu.write_pages(as_pages(fresh), self.cpu.read_pages(as_pages(old)))
+            frames[can] = fresh
+            self._give_back(old)
+        return np.asarray(can)
+
     def punch(self, offsets: range) -> None:
-        """Give the pages of a run back, after whoever maps them has been told."""
+        """Give the pages of a run back, as far as the file reaches, after whoever maps them has been told."""
+        offsets = range(offsets.start, min(offsets.stop, len(self)))
         for lost in tuple(self._mappers):
             lost(self, offsets)
         self._drop(offsets)
@@ -200,17 +258,29 @@ class PageFile:
         self._drop(range(len(self._frames)))
 
     def _drop(self, offsets: range) -> None:
-        frames = self._frames[offsets.start : offsets.stop]
+        self._take_out(np.arange(offsets.start, offsets.stop))
+
+    def _take_out(self, offsets: NDArray[np.int64]) -> None:
+        """The pages at these offsets, ascending, have no memory any more."""
+        frames = self._frames[offsets]
         gone = frames[frames != _ABSENT]
-        frames[:] = _ABSENT
-        self._give_back(gone)
+        if len(gone):
+            self._frames[offsets] = _ABSENT
+            self._tell(range(int(offsets[0]), int(offsets[-1]) + 1))
+            self._give_back(gone)
 
     def _give_back(self, frames: Words) -> None:
         for _, pages in runs(frames):
-            self._allocator.release(pages)
+            self.allocator.release(pages)
 
-    def _prepare(self, pages: Pages) -> None:
-        """What is done with new pages before anyone sees them: nothing, for a restricted file."""
+    def _tell(self, offsets: range) -> None:
+        """Tell that pages of a run got memory, or lost it."""
+        if self.cpu.trace:
+            resident = self._frames[offsets.start : offsets.stop] != _ABSENT
+            self.cpu.trace.emit(PagesMoved(file=self, offsets=offsets, resident=resident))
+
+    def _prepare(self, pages: Pages, offsets: Words) -> None:
+        """What is done with new pages of these offsets before anyone sees them: nothing, for a restricted file."""
 
 
 class RestrictedFile(PageFile):
@@ -224,7 +294,9 @@ class RestrictedFile(PageFile):
 class UserMemory(PageFile):
     """Memory that a process can map: zeroed, and what a guest sees as shared pages."""
 
-    def _prepare(self, pages: Pages) -> None:
+    movable = True
+
+    def _prepare(self, pages: Pages, offsets: Words) -> None:
         for _, run in runs(page_numbers(pages)):
             self.cpu.zero_pages(run)
 
@@ -257,6 +329,14 @@ class AnonymousMemory(UserMemory):
 def _absent(count: int) -> Words:
     """So many absent frames, in a mapping of their own: a large file of which little is touched costs little."""
     return np.frombuffer(mmap.mmap(-1, count * _ABSENT.itemsize), np.uint64) if count else np.zeros(0, np.uint64)
+
+
+def whole_regions(pages: range) -> Flags:
+    """Which of a run of pages lie in an aligned 2 MB all of which is in the run."""
+    first = -(-pages.start // PAGES_PER_LARGE) * PAGES_PER_LARGE
+    last = pages.stop // PAGES_PER_LARGE * PAGES_PER_LARGE
+    numbers = np.arange(pages.start, pages.stop)
+    return np.asarray((numbers >= first) & (numbers < last))
 
 
 def runs(frames: Words) -> Iterator[tuple[int, range]]:

@@ -10,8 +10,9 @@ import errno
 from typing import TYPE_CHECKING, Protocol
 
 from snpbook.host.files import File, Stat
-from snpbook.host.memory import Lost, PageFile, RestrictedFile, UserMemory
-from snpbook.host.refusal import check
+from snpbook.host.huge_pages import HugeRestrictedFile
+from snpbook.host.memory import PageFile, RestrictedFile, UserMemory
+from snpbook.host.refusal import KernelError, check
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.process import FallocateMode
 
@@ -22,7 +23,7 @@ PUNCH = FallocateMode.PUNCH_HOLE | FallocateMode.KEEP_SIZE
 _BLOCK = 512
 
 
-class _PagesByDescriptor(File):
+class FileOfPages(File):
     """What both have in common: pages, an inode, fallocate and fstat."""
 
     pages: PageFile
@@ -35,18 +36,27 @@ class _PagesByDescriptor(File):
         return f"{self.device}({self.pages!r})"
 
     def fallocate(self, mode: int, offset: int, size: int) -> None:
-        """Allocate, or punch a hole. Whole pages: that tmpfs also takes parts of pages is not modelled (EINVAL)."""
+        """Allocate, or punch a hole; a file that was to grow keeps its size where there is no memory for it (ENOMEM).
+
+        Whole pages: that tmpfs also takes parts of pages is not modelled (EINVAL).
+        """
         known = (0, FallocateMode.KEEP_SIZE, PUNCH)
         check(mode in known, errno.EOPNOTSUPP, "a mode of fallocate", "0, KEEP_SIZE or PUNCH_HOLE with it", hex(mode))
         whole = offset % PAGE_SIZE == 0 == size % PAGE_SIZE
         check(whole, errno.EINVAL, "offset and size are whole pages", PAGE_SIZE, f"{offset:#x}+{size:#x}")
-        if mode == 0 and offset + size > self.pages.size:
-            self.pages.resize(offset + size)
-        offsets = range(offset >> PAGE_SHIFT, min(offset + size, self.pages.size) >> PAGE_SHIFT)
+        before, end = self.pages.size, offset + size
+        if mode == 0 and end > before:
+            self.pages.resize(end)
+        offsets = range(offset >> PAGE_SHIFT, min(end, self.pages.size) >> PAGE_SHIFT)
         if offsets and mode == PUNCH:
             self.punch(offsets)
         elif offsets:
-            self.pages.get(offsets)
+            try:
+                self.pages.get(offsets)
+            except KernelError:
+                if self.pages.size != before:
+                    self.pages.resize(before)
+                raise
 
     def punch(self, offsets: range) -> None:
         self.pages.punch(offsets)
@@ -58,39 +68,21 @@ class _PagesByDescriptor(File):
         self.pages.close()
 
 
-class MemoryFile(_PagesByDescriptor):
+class MemoryFile(FileOfPages):
     """memfd_create: its pages can be mapped; of a size in whole pages (MODEL)."""
 
     device = "memfd"
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
-        self.pages = _HeldByMappings(self, kernel)
+        self.pages = UserMemory(kernel.cpu, kernel.memory, 0)
 
     def truncate(self, size: int) -> None:
         self.pages.resize(size)
 
     def mapping(self, offset: int, size: int) -> PageFile:
-        """The pages; ENXIO stands for the SIGBUS behind the end of the file, told when it is mapped (MODEL)."""
-        end = self.pages.size
-        check(offset + size <= end, errno.ENXIO, "the mapping lies inside the file", hex(end), hex(offset + size))
+        """The pages, also behind the end of the file, where a touch is a SIGBUS."""
         return self.pages
-
-
-class _HeldByMappings(UserMemory):
-    """Pages whose mappings hold their file open."""
-
-    def __init__(self, file: File, kernel: Kernel) -> None:
-        super().__init__(kernel.cpu, kernel.memory, 0)
-        self._file = file
-
-    def mapped_by(self, lost: Lost) -> None:
-        super().mapped_by(lost)
-        self._file.hold()
-
-    def unmapped_by(self, lost: Lost) -> None:
-        super().unmapped_by(lost)
-        self._file.let_go()
 
 
 class Notifier(Protocol):
@@ -101,14 +93,15 @@ class Notifier(Protocol):
     def invalidate_end(self, offsets: range) -> None: ...
 
 
-class RestrictedMemory(_PagesByDescriptor):
+class RestrictedMemory(FileOfPages):
     """memfd_restricted: no read, write or mmap. Its size is set once."""
 
     device = "restrictedmem"
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
-        self.pages = RestrictedFile(kernel.cpu, kernel.memory, 0)
+        kind = HugeRestrictedFile if kernel.shmem_huge else RestrictedFile
+        self.pages = kind(kernel.cpu, kernel.memory, 0)
         self._notifiers: list[Notifier] = []
 
     def bind(self, notifier: Notifier) -> None:
@@ -125,12 +118,14 @@ class RestrictedMemory(_PagesByDescriptor):
         self.pages.resize(size)
 
     def punch(self, offsets: range) -> None:
-        """Start of the invalidation, the hole, end of the invalidation."""
+        """Start of the invalidation, the hole, end of the invalidation, also after a hole that failed."""
         for notifier in tuple(self._notifiers):
             notifier.invalidate_start(offsets)
-        self.pages.punch(offsets)
-        for notifier in tuple(self._notifiers):
-            notifier.invalidate_end(offsets)
+        try:
+            self.pages.punch(offsets)
+        finally:
+            for notifier in tuple(self._notifiers):
+                notifier.invalidate_end(offsets)
 
     def release(self) -> None:
         self._tell_all(range(len(self.pages)))

@@ -14,15 +14,27 @@ from itertools import count
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from snpbook.host import page_fault
 from snpbook.host.address_space import AddressSpace
 from snpbook.host.files import Argument, File, Stat
-from snpbook.host.memory import AnonymousMemory
+from snpbook.host.huge_pages import HugeAnonymousMemory
+from snpbook.host.memory import PageFile
 from snpbook.host.memory_files import MemoryFile, RestrictedMemory
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.steps import Steps, finish
 from snpbook.spec.eras import PrivateFile
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
-from snpbook.spec.process import FIRST_DESCRIPTOR, MEMLOCK_LIMIT, Advice, Capability, MapFlags, MemfdFlags, Protection
+from snpbook.spec.process import (
+    FIRST_DESCRIPTOR,
+    MEMLOCK_LIMIT,
+    USER_BASE,
+    USER_END,
+    Advice,
+    Capability,
+    MapFlags,
+    MemfdFlags,
+    Protection,
+)
 from snpbook.trace import Ioctl, SystemCall
 
 if TYPE_CHECKING:
@@ -85,10 +97,10 @@ class Process:
             file.let_go()
 
     def exit(self) -> None:
-        """The process ends: its descriptors in their order, then its memory."""
-        for fd in list(self._files):
-            self.close(fd)
+        """The process ends: its memory goes, then its descriptors in their order."""
         self.space.clear()
+        for fd in sorted(self._files):
+            self.close(fd)
 
     # Device calls.
 
@@ -105,14 +117,19 @@ class Process:
         return bytes(buffer)
 
     def calling(self, fd: int, number: int, argument: int | bytearray = 0) -> Steps[int]:
-        """An ioctl in steps, between which others may run."""
-        file = self.file(fd)
-        call = file.calls().get(number)
-        if call is None:
-            raise KernelError(file.unknown(), f"an ioctl of {file.device}", "a number that it knows", hex(number))
-        given, failed = Argument(self, argument), 0
+        """An ioctl in steps, between which others may run. It holds its file, whoever closes the descriptor meanwhile.
+
+        A kind of file first says whether the process may use it at all, then whether it knows the number.
+        """
+        file, given, failed = self.file(fd), Argument(self, argument), 0
+        name = f"{number:#x}"
+        file.hold()
         try:
             file.admit(self)
+            call = file.calls().get(number)
+            if call is None:
+                raise KernelError(file.unknown(), f"an ioctl of {file.device}", "a number that it knows", name)
+            name = call.name
             result = call.handler(file, self, given)
             if isinstance(result, GeneratorType):
                 result = yield from result
@@ -121,8 +138,9 @@ class Process:
             failed = error.errno or errno.EIO
             raise
         finally:
+            file.let_go()
             if self.kernel.cpu.trace:
-                event = Ioctl(device=file.device, name=call.name, errno=failed, arguments=given.fields)
+                event = Ioctl(device=file.device, name=name, errno=failed, arguments=given.fields)
                 self.kernel.cpu.trace.emit(event)
 
     # Memory.
@@ -136,45 +154,76 @@ class Process:
         offset: int = 0,
         address: int = 0,
     ) -> int:
-        """mmap(2): the address. Private mappings of files, which copy on write, are not modelled (EINVAL)."""
+        """mmap(2): the address, of which `address` is a hint that is not taken unless it is fixed.
+
+        Private mappings of files, which copy on write, are not modelled (EINVAL), nor is PROT_NONE: all can be read.
+        """
         with self._told("mmap", size=size, flags=int(flags), fd=fd, offset=offset):
-            check(size > 0, errno.EINVAL, "the length of a mapping", "at least 1", size)
             check(offset >= 0 and offset % PAGE_SIZE == 0, errno.EINVAL, "the offset is whole pages", PAGE_SIZE, offset)
+            file = None if flags & MapFlags.ANONYMOUS else self.file(fd)
+            check(size > 0, errno.EINVAL, "the length of a mapping", "at least 1", size)
+            size = -(-size // PAGE_SIZE) * PAGE_SIZE
+            fixed = self._fixed(address, size) if flags & MapFlags.FIXED else 0
+            room = USER_END - USER_BASE
+            check(size <= room, errno.ENOMEM, "room in the address space", hex(room), hex(size))
             kind = flags & (MapFlags.SHARED | MapFlags.PRIVATE)
             one = kind in (MapFlags.SHARED, MapFlags.PRIVATE)
             check(one, errno.EINVAL, "one of MAP_SHARED and MAP_PRIVATE", "one", hex(flags))
-            check(address % PAGE_SIZE == 0, errno.EINVAL, "the address is whole pages", PAGE_SIZE, hex(address))
-            size = -(-size // PAGE_SIZE) * PAGE_SIZE
-            fixed = address if flags & MapFlags.FIXED else 0
-            if flags & MapFlags.ANONYMOUS:
-                memory = AnonymousMemory(self.kernel.cpu, self.kernel.memory, size)
-                return self.space.map(memory, 0, size, writable=bool(protection & Protection.WRITE), address=fixed)
-            pages = self.file(fd).mapping(offset, size)
-            check(kind == MapFlags.SHARED, errno.EINVAL, "a file is mapped shared", "MAP_SHARED", "MAP_PRIVATE")
-            return self.space.map(pages, offset, size, writable=bool(protection & Protection.WRITE), address=fixed)
+            if file is None and kind == MapFlags.SHARED:
+                file, offset = MemoryFile(self.kernel), 0
+                file.truncate(size)
+            pages: PageFile
+            if file is None:
+                pages, offset = HugeAnonymousMemory(self.kernel.cpu, self.kernel.memory, size), 0
+            else:
+                pages = file.mapping(offset, size)
+                shared = kind == MapFlags.SHARED
+                check(shared, errno.EINVAL, "a file is mapped shared", "MAP_SHARED", "MAP_PRIVATE")
+            writable = bool(protection & Protection.WRITE)
+            return self.space.map(pages, offset, size, writable=writable, address=fixed, holder=file)
+
+    def _fixed(self, address: int, size: int) -> int:
+        """The place that MAP_FIXED names; EINVAL, ENOMEM or EPERM where nothing can be."""
+        check(address % PAGE_SIZE == 0, errno.EINVAL, "the address is whole pages", PAGE_SIZE, hex(address))
+        check(
+            0 <= address <= USER_END - size, errno.ENOMEM, "the mapping lies in user space", hex(USER_END), hex(address)
+        )
+        check(address >= USER_BASE, errno.EPERM, "vm.mmap_min_addr", hex(USER_BASE), hex(address))
+        return address
 
     def munmap(self, address: int, size: int) -> None:
-        """munmap(2)."""
+        """munmap(2); EINVAL for no whole pages, none at all, or what no process has."""
         with self._told("munmap", address=address, size=size):
+            check(
+                0 < size <= USER_END - address,
+                errno.EINVAL,
+                "a part of user space",
+                hex(USER_END),
+                f"{address:#x}+{size:#x}",
+            )
             self.space.unmap(_pages(address, size))
 
     def madvise(self, address: int, size: int, advice: Advice) -> None:
-        """madvise(2): MADV_DONTNEED and MADV_REMOVE act, those on huge pages change nothing here."""
+        """madvise(2). The advices on huge pages hold for all of the memory of a mapping (MODEL)."""
         with self._told("madvise", address=address, size=size, advice=int(advice)):
             check(advice in Advice._value2member_map_, errno.EINVAL, "an advice that is modelled", list(Advice), advice)
             pages = _pages(address, size)
+            if not pages:
+                return
             if advice == Advice.DONTNEED:
                 self.space.discard(pages)
             elif advice == Advice.REMOVE:
                 self.space.remove(pages)
+            else:
+                self.space.want_huge(pages, advice == Advice.HUGEPAGE)
 
     def load(self, address: int, size: int) -> bytes:
         """What the process reads at an address of its own; EFAULT stands for SIGSEGV."""
         return self.space.copy_in(address, size)
 
     def store(self, address: int, data: bytes) -> None:
-        """What the process writes at an address of its own; EFAULT stands for SIGSEGV and SIGBUS."""
-        self.space.copy_out(address, data)
+        """What the process writes at an address of its own. `Sigbus`; EFAULT stands for SIGSEGV."""
+        page_fault.store(self, address, data)
 
     # Files of memory.
 
@@ -241,6 +290,6 @@ class _Told:
 
 
 def _pages(address: int, size: int) -> range:
-    good = address >= 0 and address % PAGE_SIZE == 0 and size > 0
+    good = address >= 0 and address % PAGE_SIZE == 0 and size >= 0
     check(good, errno.EINVAL, "address and size", "whole pages", f"{address:#x}+{size:#x}")
     return range(address >> PAGE_SHIFT, -(-(address + size) // PAGE_SIZE))

@@ -19,6 +19,15 @@ STRUCTURED_FEATURES_LEAF, XSAVE_LEAF = 0x7, 0xD
 OSXSAVE, OSPKE = 1 << 27, 1 << 4
 """Bits of ECX, of leaf 1 and of leaf 7, that repeat CR4."""
 TOPOLOGY_LEAVES = (0xB, 0x1F)
+EXTENDED_TOPOLOGY_LEAF, PROCESSOR_TOPOLOGY_LEAF = 0xB, 0x8000001E
+APIC = 1 << 9
+"""EDX of leaf 1: the local APIC is on."""
+RANGES, RANGE_MASK = (0x0, 0x40000000, 0x80000000), 0xFFFF0000
+"""Standard, hypervisor and extended leaves: EAX of each first leaf names the last."""
+INDEXED_LEAVES = frozenset([0x4, 0x7, 0xB, 0xD, 0xF, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1D, 0x1E, 0x1F, 0x8000001D])
+"""Leaves that ECX divides into subleaves (Linux snp_cpuid_info, is_indexed)."""
+XCR0_BASIC = (1, 3)
+"""XCR0 with x87 alone, and with SSE."""
 XSAVE_LEGACY_SIZE = 0x240
 """Where extended states begin in an XSAVE area: behind x87, SSE and the header."""
 XSAVEC, XSAVES = 1 << 1, 1 << 3

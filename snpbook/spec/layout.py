@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from snpbook.spec.cite import Cite
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 REGISTRY: dict[str, Layout] = {}
 """Every layout of the project, by name; the property tests walk it."""
 
@@ -231,8 +233,27 @@ class Layout:
         """The record at `offset` of `data`; `ValueError` where too few bytes are left."""
         if len(data) - offset < self.size:
             raise ValueError(f"{self.name} takes {self.size} bytes, {max(len(data) - offset, 0)} are left")
-        body = bytes(data[offset : offset + self.size])
-        return Record(self, {name: self._decode(field, body) for name, field in self.fields.items()})
+        values: dict[str, Any] = dict.fromkeys(self.fields)
+        whole, names, others = self._plan
+        values.update(zip(names, whole.unpack_from(data, offset), strict=True))
+        body = bytes(data[offset : offset + self.size]) if others else b""
+        for field in others:
+            values[field.name] = self._decode(field, body)
+        return Record(self, values)
+
+    @cached_property
+    def _plan(self) -> tuple[Struct, tuple[str, ...], tuple[Field, ...]]:
+        """What `struct` decodes in one go, with the fields' names, and the fields that are left."""
+        plain = [
+            field for field in self.fields.values() if field.kind == "raw" or (field.kind == "uint" and not field.enum)
+        ]
+        plain.sort(key=lambda field: field.offset)
+        formats, end = "<", 0
+        for field in plain:
+            formats += f"{field.offset - end}x" + (f"{field.size}s" if field.kind == "raw" else _FORMATS[field.size])
+            end = field.offset + field.size
+        others = tuple(field for field in self.fields.values() if field not in plain)
+        return Struct(formats), tuple(field.name for field in plain), others
 
     def _decode(self, field: Field, body: bytes) -> Any:
         part = body[field.offset : field.offset + field.size]

@@ -63,6 +63,55 @@ class CallInstruction(Enum):
         return len(self.value)
 
 
+class Opcode(Enum):
+    """Other instructions that a hypervisor may intercept, in the form in which a guest program executes them (APM3).
+
+    Prefixes stand in front: operand size in word port accesses, REP in strings.
+    """
+
+    WBINVD = bytes([0x0F, 0x09])
+    INVD = bytes([0x0F, 0x08])
+    MONITOR = bytes([0x0F, 0x01, 0xC8])
+    MWAIT = bytes([0x0F, 0x01, 0xC9])
+    RDTSCP = bytes([0x0F, 0x01, 0xF9])
+    READ_DR7 = bytes([0x0F, 0x21, 0xF8])
+    LOAD_CR = bytes([0x0F, 0x22])
+    WRITE_DR7 = bytes([0x0F, 0x23, 0xF8])
+    WRMSR = bytes([0x0F, 0x30])
+    RDTSC = bytes([0x0F, 0x31])
+    RDMSR = bytes([0x0F, 0x32])
+    RDPMC = bytes([0x0F, 0x33])
+    CPUID = bytes([0x0F, 0xA2])
+    HLT = bytes([0xF4])
+    PAUSE = bytes([0xF3, 0x90])
+    IN_8 = bytes([0xEC])
+    IN_16 = bytes([0x66, 0xED])
+    IN_32 = bytes([0xED])
+    OUT_8 = bytes([0xEE])
+    OUT_16 = bytes([0x66, 0xEF])
+    OUT_32 = bytes([0xEF])
+    INS_8 = bytes([0xF3, 0x6C])
+    INS_16 = bytes([0xF3, 0x66, 0x6D])
+    INS_32 = bytes([0xF3, 0x6D])
+    OUTS_8 = bytes([0xF3, 0x6E])
+    OUTS_16 = bytes([0xF3, 0x66, 0x6F])
+    OUTS_32 = bytes([0xF3, 0x6F])
+    LOAD_8 = bytes([0x8A])
+    LOAD_16 = bytes([0x66, 0x8B])
+    LOAD_32 = bytes([0x8B])
+    LOAD_64 = bytes([0x48, 0x8B])
+    STORE_8 = bytes([0x88])
+    STORE_16 = bytes([0x66, 0x89])
+    STORE_32 = bytes([0x89])
+    STORE_64 = bytes([0x48, 0x89])
+
+    @classmethod
+    def of_size(cls, name: str, size: int) -> bytes:
+        """The form of an instruction for an operand of `size` bytes; empty where there is none."""
+        found = cls.__members__.get(f"{name}_{8 * size}")
+        return b"" if found is None else found.value
+
+
 def decode(code: bytes) -> RmpInstruction | CallInstruction | None:
     """The instruction at the start of `code`, or None; forms with further prefixes are not known (MODEL)."""
     known: Iterable[RmpInstruction | CallInstruction] = chain(RmpInstruction, CallInstruction)

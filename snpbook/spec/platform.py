@@ -134,6 +134,8 @@ class Fault(Enum):
     NO_UMC_ENCRYPTION = "a memory controller does not encrypt"
     NO_ANSWER = "another processor does not acknowledge"
     NO_RESTORE = "the old firmware cannot be brought back"
+    NO_ACTIVATE_EX = "the part cannot activate an ASID on some core complexes alone"
+    UNSAFE_HARDWARE = "the hardware does not reach a safe state"
 
 
 SUPPORTED_MITIGATIONS = 0x1

@@ -188,6 +188,19 @@ def _reset_but_entry(vcpu_signature: int, sev_features: int, vmm: Vmm) -> Record
     )
 
 
+def init_vmsa(vector: int, sev_features: int, vmpl: int = 0) -> Record:
+    """The VMSA that a guest makes for a further processor: after INIT and a start-up message with `vector`.
+
+    Source: Linux arch/x86/coco/sev/core.c (wakeup_cpu_via_vmgexit); the attributes of its segments are from memory.
+    """
+    data = SEGMENT.record(attrib=0x92, limit=0xFFFF)
+    return _reset_but_entry(0, sev_features, Vmm.QEMU).replace(
+        es=data, ss=data, ds=data, fs=data, gs=data, tr=SEGMENT.record(attrib=0x83, limit=0xFFFF),
+        cs=SEGMENT.record(selector=vector << 8, attrib=0x9A, limit=0xFFFF, base=vector << 12),
+        rip=0, cr0=CR0_CD_NW | CR0_ET, x87_ftw=0x5555, x87_fcw=0x40, vmpl=vmpl,
+    )  # fmt: skip
+
+
 def svsm_vmsa(eip: int, vcpu_signature: int) -> Record:
     """The start state of an SVSM under QEMU: flat 32-bit protected mode, SNP active.
 

@@ -60,6 +60,8 @@ def test_pem_and_der_are_the_same_certificate() -> None:
     assert load_certificates(text) == CHAIN.certificates
     assert load_certificates(ders[0]) == [CHAIN.vek]
     assert load_certificates(b"".join(ders)) == CHAIN.certificates
+    for joined in (ders[0] + pem(ders[1]) + pem(ders[2]), pem(ders[0]) + b"".join(ders[1:])):
+        assert load_certificates(joined) == CHAIN.certificates
     assert repr(CHAIN.vek) == f"Certificate(SEV-VCEK, sha256 {sha256(ders[0]).hexdigest()[:16]})"
 
 
@@ -83,6 +85,8 @@ DER = CHAIN.ask.der
         pem(DER)[:100] + b"A" + pem(DER)[100:],
         pem(DER[:-1]),
         pem(b""),
+        DER[:-1] + pem(DER),
+        pem(DER) + DER[:-1],
     ],
 )
 def test_a_broken_outer_form_is_malformed(data: bytes) -> None:

@@ -40,7 +40,19 @@ def test_text_is_the_same_report() -> None:
     report = bytes.fromhex(text.decode())
     armoured = b64encode(report)
     wrapped = b"\r\n".join(armoured[at : at + 64] for at in range(0, len(armoured), 64)) + b"\n"
-    for form in (text, text.lower(), text + b"\r\n", b" ".join([text[:10], text[10:]]), armoured, wrapped):
+    for form in (
+        text,
+        text.lower(),
+        text + b"\r\n",
+        b" ".join([text[:10], text[10:]]),
+        b"0x" + text,
+        armoured,
+        wrapped,
+    ):
+        assert Evidence.read(form).report == report
+    assert armoured.endswith(b"=")
+    assert set(b"+/") & set(armoured)
+    for form in (armoured.rstrip(b"="), armoured.translate(bytes.maketrans(b"+/", b"-_"))):
         assert Evidence.read(form).report == report
     parsed = Report.parse(report)
     assert (parsed.fields.version, parsed.fields.current_minor, parsed.product) == (2, 52, None)
@@ -97,7 +109,8 @@ MALFORMED = {
     "a byte too many": REPORT + b"\0",
     "half an entry": REPORT + bytes(23),
     "odd digits": REPORT.hex().encode()[:-1],
-    "a prefix": b"0x" + REPORT.hex().encode(),
+    "a prefix twice": b"0x0x" + REPORT.hex().encode(),
+    "padding twice": b64encode(REPORT) + b"=",
     "cut base64": b64encode(REPORT)[:-2],
     "short base64": b64encode(REPORT[:-3]),
     "a text file": b"A text file.\n" * 200,

@@ -3,7 +3,7 @@
 import pytest
 
 from snpbook.attest.certs import Certificate
-from snpbook.attest.checks import NotGenuine
+from snpbook.attest.checks import NotGenuine, Result
 from snpbook.attest.vek import read_vek
 from snpbook.attest.verify import verify
 from snpbook.spec.report import SigningKey
@@ -29,7 +29,11 @@ EXTENSIONS = {
     "a product like ours": ({"2": text("MilanX")}, "binding.product"),
     "no stepping": ({"2": text("Milan-")}, "binding.product"),
     "half a chip": ({"4": CHIP_ID[:32]}, "vek.hwid"),
-    "a wrapped chip": ({"4": b"\x04\x40" + CHIP_ID}, "vek.hwid"),
+    "half a wrapped chip": ({"4": b"\x04\x20" + CHIP_ID[:32]}, "vek.hwid"),
+    "a chip wrapped twice": ({"4": b"\x04\x42\x04\x40" + CHIP_ID}, "vek.hwid"),
+    "a wrapped chip with a tail": ({"4": b"\x04\x40" + CHIP_ID + b"\0"}, "vek.hwid"),
+    "a chip in a BIT STRING": ({"4": b"\x03\x40" + CHIP_ID}, "vek.hwid"),
+    "another wrapped chip": ({"4": b"\x04\x40" + bytes(64)}, "binding.chip_id"),
 }
 
 
@@ -43,6 +47,16 @@ def test_extensions_are_exactly_amds(name: str) -> None:
 def test_the_order_of_extensions_is_free() -> None:
     chain = GOOD.but(extensions=dict(reversed(milan_extensions().items())))
     assert verify(chain.report(), chain.certificates, chain.roots, NOW).product == "milan"
+
+
+def test_a_chip_may_be_wrapped_as_an_octet_string() -> None:
+    """Bare as AMD gives it, even where it looks like an OCTET STRING itself, or wrapped as extensions usually are."""
+    looks_wrapped = b"\x04\x3e" + CHIP_ID[2:]
+    for value, chip in ((b"\x04\x40" + CHIP_ID, CHIP_ID), (looks_wrapped, looks_wrapped)):
+        chain = GOOD.but(extensions={**milan_extensions(), "4": value})
+        verified = verify(chain.report(chip_id=chip), chain.certificates, chain.roots, NOW)
+        assert verified.vek.hwid == chip
+        assert verified.checks[-1].result is Result.PASSED
 
 
 def test_a_duplicate_extension_is_refused() -> None:

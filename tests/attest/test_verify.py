@@ -89,6 +89,27 @@ def test_of_several_veks_of_one_tcb_the_one_that_signed_is_chosen() -> None:
     assert verify(GOOD.report(chip_id=bytes(64)), pool, GOOD.roots, NOW).chain.vek == GOOD.vek
 
 
+def test_of_several_veks_none_may_belong_to_the_report() -> None:
+    """Then the right one is missing, and is named; a VEK that signed belongs to it, whatever it says."""
+    others = [
+        GOOD.but(vek_key=ec.derive_private_key(k, ec.SECP384R1()), extensions=milan_extensions((3, 0, k, 0xDE))).vek
+        for k in (5, 6)
+    ]
+    with pytest.raises(MissingCertificate) as refusal:
+        verify(GOOD.report(), [*others, GOOD.ask, GOOD.ark], GOOD.roots, NOW, "milan")
+    assert f"{CHIP_ID.hex()}?blSPL=03&teeSPL=00&snpSPL=08" in refusal.value.url
+    pool = [others[0], GOOD.vek, others[1], GOOD.ask, GOOD.ark]
+    assert failed_check(GOOD.report(reported_tcb=0xDD08000000000003), pool, GOOD.roots) == "binding.tcb"
+    assert failed_check(GOOD.report(chip_id=b"?" * 64), pool, GOOD.roots) == "binding.chip_id"
+
+
+def test_a_damaged_copy_of_the_vek_does_not_stand_in_the_way() -> None:
+    damaged = Certificate.read(GOOD.vek.der[:-1] + bytes([GOOD.vek.der[-1] ^ 1]))
+    for pool in ([damaged, GOOD.vek], [GOOD.vek, damaged]):
+        assert verify(GOOD.report(), [*pool, GOOD.ask, GOOD.ark], GOOD.roots, NOW).chain.vek == GOOD.vek
+    assert failed_check(GOOD.report(), [damaged, damaged, GOOD.ask, GOOD.ark], GOOD.roots) == "chain.vek.signature"
+
+
 def test_of_several_issues_one_that_is_valid_is_chosen() -> None:
     later = [GOOD.but(issued=NOW + timedelta(days=9), expires=EXPIRES + timedelta(days=9)), GOOD]
     pool = [certificate for chain in later for certificate in (chain.vek, chain.ask)]

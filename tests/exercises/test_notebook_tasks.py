@@ -13,6 +13,7 @@ CHAPTERS = {
     "02_reverse_map_table.ipynb": "reverse_map_table",
     "03_secure_processor.ipynb": "secure_processor",
     "04_host_setup.ipynb": "host_setup",
+    "05_guest_launch.ipynb": "guest_launch",
 }
 WORDS = {1: "easy", 2: "middling", 3: "hard"}
 HEAD = re.compile(r"^\*\*(\d)\. (.+?)\*\* \((\d+) minutes, (\w+)(?:; needs (.+?))?\) (.+)", re.MULTILINE)

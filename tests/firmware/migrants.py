@@ -12,8 +12,9 @@ from hashlib import sha256
 from typing import Any
 
 from snpbook.guest.attestation import request_report
-from snpbook.guest.boot import Layout, enable_paging
 from snpbook.guest.ghcb import Ghcb
+from snpbook.guest.layout import Layout
+from snpbook.guest.page_tables import enable_paging
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import Hlt, Vmgexit
 from snpbook.hardware.guest_cpu import GuestCpu
@@ -41,7 +42,7 @@ KEY_REQUEST = struct.pack("<IIQIIQ", 1, 0, 0x09, 0, 0, 0)
 
 async def resident(cpu: GuestCpu) -> tuple[Any, ...]:
     """Do something, halt, and tell of it: of memory, registers, message numbers and keys as they are then."""
-    place = Layout(tables=TABLES, shared=SHARED, secrets=SECRETS)
+    place = Layout(tables=TABLES, shared=SHARED, secrets=SECRETS, cpuid=0)
     await enable_paging(cpu, place, 51)
     report = await request_report(cpu, place, b"before the move".ljust(64, b"."))
     await cpu.write(DATA + 100, sha256(report).digest())

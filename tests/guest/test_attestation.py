@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from snpbook.guest.attestation import RequestFailed, request_report
-from snpbook.guest.boot import Layout
+from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.host.kvm import guest_requests
 from snpbook.host.kvm.exchange import Exchange

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from snpbook.guest.boot import Layout
+from snpbook.guest.layout import Layout
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.guest_cpu import GuestCpu, Program
 from snpbook.host.refusal import KernelError

@@ -1,4 +1,4 @@
-"""SNP guests at the level of system calls in each era: one with a private slot, and everything that a host remembers."""
+"""SNP guests by system calls in each era: one with a private slot, and everything that a host remembers."""
 
 from __future__ import annotations
 

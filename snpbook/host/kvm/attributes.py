@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from snpbook.host.files import Argument
 from snpbook.host.kvm.memslots import Memslot
-from snpbook.host.kvm.restricted import RestrictedBinding
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.steps import Step, Steps
@@ -71,15 +70,18 @@ def mark(vm: Vm, gfns: range, *, private: bool) -> Steps[None]:
             vm.mmu.end(gfns)
         if vm.kernel.era.rmp_at_attributes and vm.snp:
             for slot, part in vm.slots.overlapping(gfns):
-                _update_rmp(vm, slot, part, private)
+                yield from _tell(vm, slot, part, private)
 
 
-def _update_rmp(vm: Vm, slot: Memslot, gfns: range, private: bool) -> None:
-    """update_mem_attr of the v7 series: every page gets memory, and its RMP entry follows. Failures are only logged."""
-    if not isinstance(slot.private, RestrictedBinding):
+def _tell(vm: Vm, slot: Memslot, gfns: range, private: bool) -> Steps[None]:
+    """update_mem_attr of the v7 series: what is behind the slot follows, up to the first failure, which is only logged."""
+    if slot.private is None:
         vm.kernel.log(f"kvm: failed to update memory attributes: slot {slot.number} has no private memory")
         return
+    most = vm.kernel.step_pages or len(gfns)
     try:
-        slot.private.convert(slot, gfns, private=private)
+        for start in range(0, len(gfns), most):
+            yield Step("the RMP follows the attribute")
+            slot.private.attribute_changed(slot, gfns[start : start + most], private=private)
     except KernelError as error:
         vm.kernel.log(f"kvm: failed to update memory attributes: {error}")

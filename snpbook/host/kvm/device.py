@@ -18,6 +18,7 @@ from snpbook.host.kvm.vm import Vm, VmFile
 from snpbook.host.process import Process
 from snpbook.host.refusal import check
 from snpbook.spec import uapi_kvm_structs as structs
+from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF, Registers, SevCapability
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.uapi_kvm import API_VERSION, VCPU_MMAP_PAGES, CpuidFlag, Ioctl, VmType
 from snpbook.spec.uapi_sev import GRP_SEV, SEV_VMSA_FEATURES
@@ -112,10 +113,23 @@ def _get_supported_cpuid(file: KvmDevice, process: Process, argument: Argument) 
         flags = 0 if sub is None else CpuidFlag.SIGNIFCANT_INDEX
         words = product.cpuid(leaf, sub or 0)
         rows.append(entry.record(function=leaf, index=sub or 0, flags=flags, **words._asdict()))
+    rows.append(entry.record(function=ENCRYPTED_MEMORY_LEAF, **_encrypted_memory(file.kvm)._asdict()))
     room = argument.record(structs.CPUID2).nent
     check(room >= len(rows), errno.E2BIG, "room for the entries of CPUID", len(rows), room)
     argument.write(bytes(structs.CPUID2.record(nent=len(rows))) + b"".join(map(bytes, rows)))
     return 0
+
+
+def _encrypted_memory(kvm: Kvm) -> Registers:
+    """The leaf of SEV: what the module can, and neither VMPLs nor a reduction of addresses; zeros without SEV."""
+    if not kvm.sev:
+        return Registers()
+    found = kvm.kernel.cpu.product.cpuid(ENCRYPTED_MEMORY_LEAF)
+    can = SevCapability.SEV | SevCapability.HW_ENF_CACHE_COH
+    can |= SevCapability.SEV_ES if kvm.sev_es else SevCapability(0)
+    can |= SevCapability.SEV_SNP if kvm.snp else SevCapability(0)
+    record = found.decode(ENCRYPTED_MEMORY)
+    return Registers.of(record.replace(capabilities=record.capabilities & can, vmpls=0, address_reduction=0))
 
 
 def _get_device_attr(file: KvmDevice, process: Process, argument: Argument) -> int:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from snpbook.hardware.dram import Words
 from snpbook.host.files import Argument
+from snpbook.host.kvm import registered
 from snpbook.host.process import Process
 from snpbook.host.refusal import KernelError, check
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.process import Capability
 from snpbook.spec.uapi_kvm_structs import ENC_REGION
+from snpbook.trace import PagesPinned
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.sev_guest import SevGuest
@@ -73,14 +75,23 @@ def pin(vm: Vm, address: int, size: int, *, write: bool = True) -> Words:
     except KernelError as error:
         raise KernelError(errno.ENOMEM, "every page can be pinned", error.expected, error.found, error.cite) from error
     vm.kernel.memory.pin(frames)
+    _tell(vm, frames, pinned=True)
     process.locked = locked
     return frames
 
 
 def unpin(vm: Vm, region: EncRegion) -> None:
     """Take the region's pins off its pages."""
+    if vm.in_place:
+        registered.release(vm, region.frames)
     vm.kernel.memory.unpin(region.frames)
+    _tell(vm, region.frames, pinned=False)
     vm.process.locked -= len(region.frames) << PAGE_SHIFT
+
+
+def _tell(vm: Vm, frames: Words, *, pinned: bool) -> None:
+    if vm.kernel.cpu.trace:
+        vm.kernel.cpu.trace.emit(PagesPinned(owner=vm, frames=frames, pinned=pinned))
 
 
 def unpin_all(vm: Vm) -> None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from snpbook.hardware.dram import Words
 from snpbook.hardware.exits import Npf
-from snpbook.host.kvm import rmp_fault
+from snpbook.host.kvm import registered, rmp_fault
 from snpbook.host.kvm.memslots import Memslot, prefix
+from snpbook.host.memory import Flags
 from snpbook.host.refusal import KernelError
+from snpbook.host.rmp import is_large
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.uapi_kvm import Exit
@@ -33,6 +37,9 @@ def handle(vcpu: Vcpu, fault: Npf) -> Steps[Left]:
     """Serve a fault of the guest; KernelError EFAULT or EHWPOISON where the era tells the VMM so."""
     vm, first = vcpu.vm, fault.gpa >> PAGE_SHIFT
     gfns = range(first, first + fault.count)
+    if vm.in_place and fault.error & FaultError.RMP:
+        yield from registered.serve_rmp_fault(vm, first, fault.error)
+        return False
     left = yield from serve(vcpu, gfns, is_private(vm, fault, gfns), write=bool(fault.error & FaultError.WRITE))
     if not left and fault.error & FaultError.RMP and vm.snp:
         yield from rmp_fault.handle(vcpu, first, fault.error)
@@ -51,7 +58,7 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
     vm = vcpu.vm
     yield Step("fault: sequence")
     sequence = vm.mmu.sequence
-    attribute = vm.is_private(gfns) == private
+    attribute = vm.is_private(gfns) == (private and not vm.in_place)
     if not attribute[0]:
         return _memory_fault(vcpu, gfns.start, private)
     gfns = gfns[: prefix(attribute)]
@@ -62,26 +69,32 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
     gfns = slot.part(gfns)
     if slot.number in vm.deleting or vm.mmu.busy(gfns):
         return False
-    if private and slot.private is None:
+    if private and slot.private is None and not vm.in_place:
         return _memory_fault(vcpu, gfns.start, private)
     yield Step("fault: frames")
     frames = _frames(vcpu, slot, gfns, private)
     yield Step("fault: map")
     if vm.mmu.sequence == sequence and not vm.mmu.busy(gfns):
-        vm.mmu.tables.map(gfns.start, frames)
+        side = private or vm.in_place
+        vm.mmu.tables.map(gfns.start, frames, _large(vm, slot, gfns[: len(frames)], frames) if side else None)
     return False
 
 
 def _frames(vcpu: Vcpu, slot: Memslot, gfns: range, private: bool) -> Words:
     """The frames of the chosen side; what a private file answers is told as a memory fault where the era does so."""
-    if not private:
+    if not private or slot.private is None:
         return slot.shared_frames(vcpu.vm.process.space, gfns)
-    assert slot.private is not None
     try:
         return slot.private.frames(slot, gfns)
     except KernelError as error:
         _tell(vcpu, gfns.start, private)
         raise KernelError(error.errno or errno.EFAULT, error.rule, error.expected, error.found, error.cite) from error
+
+
+def _large(vm: Vm, slot: Memslot, gfns: range, frames: Words) -> Flags:
+    """Which private pages a leaf of 2 MB maps: those whose page and RMP entry both have that size."""
+    huge = slot.private.is_huge(slot, gfns) if slot.private else registered.is_huge(vm, slot, gfns)
+    return huge & is_large(vm.kernel.cpu, frames) if vm.snp and huge.any() else np.zeros(len(gfns), bool)
 
 
 def _memory_fault(vcpu: Vcpu, gfn: int, private: bool) -> Left:

@@ -16,7 +16,7 @@ from snpbook.hardware.dram import Words
 from snpbook.hardware.host_instructions import NewState
 from snpbook.host.files import File, Stat
 from snpbook.host.kvm.memslots import Memslot
-from snpbook.host.memory import RestrictedFile, runs
+from snpbook.host.memory import Flags, RestrictedFile, runs
 from snpbook.host.memory_files import PUNCH
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, rmpupdate
@@ -124,6 +124,13 @@ class GuestMemfd(File):
         self.prepare(slot, gfns[: len(frames)], frames)
         return frames
 
+    def is_huge(self, slot: Memslot, gfns: range) -> Flags:
+        """None: one page is 4 KiB."""
+        return np.zeros(len(gfns), bool)
+
+    def attribute_changed(self, slot: Memslot, gfns: range, *, private: bool) -> None:
+        """Nothing: a page becomes the guest's when it is first used, and stays so until it is punched."""
+
     def prepare(self, slot: Memslot, gfns: range, frames: Words) -> None:
         """Zero what is not up to date and give it to the guest; EINVAL where RMPUPDATE refuses, the page unprepared."""
         offsets = slot.offsets(gfns)
@@ -168,3 +175,9 @@ class GuestMemfd(File):
 
 def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
+
+
+def own(vm: Vm, file: GuestMemfd) -> GuestMemfd:
+    """The file for a slot of the VM that made it. EINVAL for another VM's."""
+    check(file.vm is vm, errno.EINVAL, "the guest_memfd is this VM's", "its own", "another VM's")
+    return file

@@ -15,6 +15,7 @@ import numpy as np
 
 from snpbook.hardware.dram import Words
 from snpbook.host.address_space import AddressSpace
+from snpbook.host.memory import Flags, PageFile
 from snpbook.host.npt import GFN_LIMIT
 from snpbook.host.refusal import check
 from snpbook.spec.layout import Record
@@ -28,6 +29,10 @@ _ADDRESS_SPACES = 2
 class PrivateMemory(Protocol):
     """The file behind a slot's private pages, by page offsets of the file."""
 
+    @property
+    def pages(self) -> PageFile:
+        """The pages themselves, by offset."""
+
     def bind(self, slot: Memslot) -> None:
         """The slot now uses the file."""
 
@@ -36,6 +41,12 @@ class PrivateMemory(Protocol):
 
     def frames(self, slot: Memslot, gfns: range) -> Words:
         """The frames of private pages, which get memory now, ready for the guest: a prefix, of one page at least."""
+
+    def is_huge(self, slot: Memslot, gfns: range) -> Flags:
+        """Which pages lie in a huge page of the host, so that a leaf of the nested tables may have 2 MB."""
+
+    def attribute_changed(self, slot: Memslot, gfns: range, *, private: bool) -> None:
+        """The attribute of guest pages was set, in a kernel whose RMP follows it at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from snpbook.host.kvm import registered
 from snpbook.host.kvm.exchange import Exchange
 from snpbook.host.kvm.instructions import asks_userspace, hypercall_exit
 from snpbook.host.refusal import KernelError
@@ -36,7 +37,7 @@ _CUR_PAGE = np.uint64(PSC_ENTRY.fields["cur_page"].limit)
 def change(exchange: Exchange) -> bool:
     """A list of changes in the scratch area; how it went is in SW_EXITINFO2 alone."""
     vcpu = exchange.vcpu
-    if vcpu.vm.kernel.era.psc_exit is Exit.VMGEXIT:
+    if vcpu.vm.kernel.era.psc_exit is Exit.VMGEXIT and not vcpu.vm.in_place:
         vcpu.leave(Exit.VMGEXIT, EXIT_VMGEXIT, ghcb_msr=exchange.gpa)
         vcpu.completion = _believed
         return True
@@ -55,7 +56,7 @@ def _believed(vcpu: Vcpu) -> Steps[bool]:
 def _next_range(exchange: Exchange, area: int) -> bool:
     """Ask the VMM for the next run of pages; False once the list is done or wrong, and the guest is told."""
     vcpu = exchange.vcpu
-    if not asks_userspace(vcpu):
+    if not vcpu.vm.in_place and not asks_userspace(vcpu):
         exchange.answer(info_2=spec.PSC_FAILURE)
         return False
     while True:
@@ -71,8 +72,13 @@ def _next_range(exchange: Exchange, area: int) -> bool:
             return False
         done = range(header.cur_entry + first, header.cur_entry + first + count)
         if entries["operation"][first] in _SERVED:
-            _ask(exchange, area, done, {name: column[first : first + count] for name, column in entries.items()})
-            return True
+            run = {name: column[first : first + count] for name, column in entries.items()}
+            if not vcpu.vm.in_place:
+                _ask(exchange, area, done, run)
+                return True
+            if not _serve_in_place(vcpu, run):
+                exchange.answer(info_2=spec.PSC_FAILURE)
+                return False
         _complete(exchange, area, done)
 
 
@@ -104,6 +110,13 @@ def _ask(exchange: Exchange, area: int, done: range, entries: Columns) -> None:
     attributes = MapGpaRange.ENCRYPTED * bool(private) | MapGpaRange.PAGE_SZ_2M * bool(entries["page_size"][0])
     hypercall_exit(exchange.vcpu, gfn << PAGE_SHIFT, pages, int(attributes))
     exchange.vcpu.completion = partial(_answered, exchange, area, done)
+
+
+def _serve_in_place(vcpu: Vcpu, entries: Columns) -> bool:
+    """Serve one run in the kernel, as series v6 did; whether it succeeded."""
+    gfn, count = int(entries["gfn"][0] + entries["cur_page"][0]), int((_sizes(entries) - entries["cur_page"]).sum())
+    private = entries["operation"][0] == PageOperation.PRIVATE
+    return registered.converted(vcpu.vm, range(gfn, gfn + count), private=bool(private))
 
 
 def _answered(exchange: Exchange, area: int, done: range, vcpu: Vcpu) -> Steps[bool]:
@@ -147,13 +160,18 @@ def _store_header(exchange: Exchange, area: int, header: Record) -> None:
 def change_by_msr(vcpu: Vcpu, value: int) -> bool:
     """One 4 KB page by the MSR protocol. EPERM beside the exit where the era has it so."""
     era = vcpu.vm.kernel.era
-    if era.psc_exit is Exit.VMGEXIT:
+    if era.psc_exit is Exit.VMGEXIT and not vcpu.vm.in_place:
         vcpu.leave(Exit.VMGEXIT, EXIT_VMGEXIT, ghcb_msr=value)
         vcpu.completion = _believed_by_msr
         if era.psc_msr_run_fails:
             raise KernelError(errno.EPERM, "KVM_RUN with KVM_EXIT_VMGEXIT for the MSR protocol", "0", "-1")
         return True
     entry = PSC_ENTRY.unpack(value.to_bytes(PSC_ENTRY.size, "little"))
+    if vcpu.vm.in_place and entry.operation in _SERVED:
+        private = entry.operation == PageOperation.PRIVATE
+        failed = not registered.converted(vcpu.vm, range(entry.gfn, entry.gfn + 1), private=private)
+        _answer_by_msr(vcpu, failed=failed)
+        return False
     if entry.operation not in _SERVED or not asks_userspace(vcpu):
         _answer_by_msr(vcpu, failed=True)
         return False

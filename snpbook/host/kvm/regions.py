@@ -10,12 +10,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from snpbook.host.files import Argument
-from snpbook.host.kvm.guest_memfd import GuestMemfd
+from snpbook.host.kvm import backends
 from snpbook.host.kvm.memslots import Memslot
-from snpbook.host.kvm.restricted import RestrictedBinding
-from snpbook.host.memory_files import RestrictedMemory
 from snpbook.host.process import Process
-from snpbook.host.refusal import KernelError, check
+from snpbook.host.refusal import check
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
@@ -90,20 +88,10 @@ def _bound(vm: Vm, process: Process, region: Record, slot: Memslot) -> Memslot:
     check(
         offset % PAGE_SIZE == 0 and not wraps, errno.EINVAL, "the file's offset is whole pages", PAGE_SIZE, hex(offset)
     )
-    file = process.file(fd)
-    if isinstance(file, GuestMemfd):
-        check(file.vm is vm, errno.EINVAL, "the guest_memfd is this VM's", "its own", "another VM's")
-        slot = vm.slots.with_file(slot, file, offset >> PAGE_SHIFT)
-        file.bind(slot)
-        return slot
-    if isinstance(file, RestrictedMemory):
-        binding = RestrictedBinding(vm, file)
-        slot = vm.slots.with_file(slot, binding, offset >> PAGE_SHIFT)
-        binding.bind(slot)
-        return slot
-    raise KernelError(
-        errno.EINVAL, "the descriptor is a file for private memory", vm.kernel.era.private_file.name, file.device
-    )
+    private = backends.private_memory(vm, process.file(fd))
+    slot = vm.slots.with_file(slot, private, offset >> PAGE_SHIFT)
+    private.bind(slot)
+    return slot
 
 
 def _remove(vm: Vm, old: Memslot, *, moved: bool) -> Steps[None]:

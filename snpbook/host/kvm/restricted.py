@@ -1,6 +1,6 @@
 """A slot's share of a restricted file: how pages of memfd_restricted become the guest's in the v7 series, and go back.
 
-Pages are pinned by being allocated; nothing zeroes them. Their RMP entries follow the attribute (`convert`), and are
+Pages are pinned by being allocated; nothing zeroes them. Their RMP entries follow the attribute, and are
 the hypervisor's again when the file tells of a hole. Sources: RFC v7 patches 05, 06, 55, 57; UPM v10.
 """
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from snpbook.hardware.dram import Words
-from snpbook.hardware.host_instructions import NewState
+from snpbook.hardware.dram import Words, page_numbers
 from snpbook.host.kvm.memslots import Memslot
+from snpbook.host.memory import Flags, PageFile, whole_regions
 from snpbook.host.memory_files import RestrictedMemory
 from snpbook.host.refusal import KernelError, check
-from snpbook.host.rmp import as_pages, make_shared, rmpupdate
+from snpbook.host.rmp import assign, make_shared
+from snpbook.spec.pages import PAGES_PER_LARGE
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.vm import Vm
@@ -28,6 +29,10 @@ class RestrictedBinding:
     def __init__(self, vm: Vm, file: RestrictedMemory) -> None:
         self.vm, self.file = vm, file
         self._slot: Memslot | None = None
+
+    @property
+    def pages(self) -> PageFile:
+        return self.file.pages
 
     def __repr__(self) -> str:
         return f"RestrictedBinding({self.file!r})"
@@ -58,16 +63,26 @@ class RestrictedBinding:
         check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
         return frames
 
-    def convert(self, slot: Memslot, gfns: range, *, private: bool) -> None:
-        """RMP entries of a run follow the attribute. A page that gets no memory is skipped with a warning."""
-        cpu = self.vm.kernel.cpu
-        frames = self.file.pages.get_prefix(slot.offsets(gfns))
+    def is_huge(self, slot: Memslot, gfns: range) -> Flags:
+        return self.file.pages.is_huge(slot.offsets(gfns))
+
+    def attribute_changed(self, slot: Memslot, gfns: range, *, private: bool) -> None:
+        """RMP entries of a run follow the attribute. A page that gets no memory is skipped with a warning.
+
+        A huge page inside the run, aligned in the guest as it is in the host, has one 2 MB entry; to shared it goes
+        page by page.
+        """
+        vm, offsets = self.vm, slot.offsets(gfns)
+        frames = self.file.pages.get_prefix(offsets)
         if len(frames) < len(gfns):
-            self.vm.kernel.log(f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
-        if private:
-            rmpupdate(cpu, as_pages(frames), gfns[: len(frames)], NewState(assigned=True, asid=self.vm.asid))
-        else:
-            make_shared(cpu, frames)
+            vm.kernel.log(f"kvm: no memory for private pages from gfn {gfns.start + len(frames):#x}")
+        if not private:
+            make_shared(vm.kernel.cpu, frames, whole=False)
+            return
+        names = page_numbers(gfns[: len(frames)])
+        huge = vm.kernel.era.rmp_2m & self.file.pages.is_huge(offsets[: len(frames)])
+        huge &= (frames ^ names) % np.uint64(PAGES_PER_LARGE) == 0
+        assign(vm.kernel.cpu, frames, names, vm.asid, huge & whole_regions(gfns[: len(frames)]))
 
     # What the file tells.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from snpbook.hardware.dram import Words, page_numbers
+from snpbook.host.kvm import registered
 from snpbook.host.kvm.guest_memfd import GuestMemfd
 from snpbook.host.kvm.memslots import Memslot, prefix
 from snpbook.host.kvm.restricted import RestrictedBinding
@@ -179,6 +180,9 @@ def _by_address(vm: Vm, call: SevCall) -> Steps[None]:
         parts = [(slot, gfns) for slot in vm.slots if (gfns := slot.gfns_of_user(pages))]
         check(bool(parts), errno.EINVAL, "the address lies in a slot", "a slot's memory", hex(wanted.uaddr))
         for slot, gfns in parts:
+            if vm.in_place:
+                registered.launch(vm, call, slot, gfns, wanted.page_type)
+                continue
             yield from _launch_part(vm, call, slot, gfns, wanted.page_type)
             if vm.kernel.era.launch_sets_attribute:
                 vm.mmu.unmap(gfns)

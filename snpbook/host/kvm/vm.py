@@ -87,6 +87,11 @@ class Vm:
         return self.sev is not None and self.sev.snp
 
     @property
+    def in_place(self) -> bool:
+        """Whether the guest's private pages are those that the VMM maps: an SNP guest as series v6 had it."""
+        return self.kernel.registered_snp and self.snp and not self.has_private_memory
+
+    @property
     def protected_state(self) -> bool:
         """Whether registers get encrypted: SEV-ES and SNP."""
         return self.sev is not None and self.sev.es

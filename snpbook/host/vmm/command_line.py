@@ -109,13 +109,16 @@ def options_of(
     vmm: Vmm, firmware: str = "OVMF.fd", kernel: str = "vmlinuz", initrd: str = "initrd.img"
 ) -> GuestOptions:
     """The options that build a guest like this one; files get the names given."""
+    given = vmm.object
+    if given:
+        given = replace(given, cbitpos=_c_bit(vmm.kernel), discard=None if vmm.discard else False)
     types = (name for name, signature in VCPU_TYPES.items() if int(signature) == vmm.signature)
     return GuestOptions(
         memory=vmm.memory,
         vcpus=len(vmm.handles),
         cpu=next(types, HOST_CPU),
         firmware=firmware,
-        sev=replace(vmm.object, cbitpos=_c_bit(vmm.kernel)) if vmm.object else None,
+        sev=given,
         kernel=kernel if vmm.boot else "",
         initrd=initrd if vmm.boot and vmm.boot.initrd else "",
         append=vmm.boot.cmdline if vmm.boot else "",

@@ -13,6 +13,7 @@ from snpbook.host.vmm.properties import decoded
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF
 from snpbook.spec.qemu import REDUCED_PHYS_BITS, WORKAROUNDS_SIZE
+from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.uapi_kvm import Ioctl, VmType
 from snpbook.spec.uapi_psp import CMD, COMMANDS, ISSUE_CMD, STATUS, STATUS_FLAG_ES, PspCommand
 from snpbook.spec.uapi_sev import SevOp
@@ -76,10 +77,11 @@ def _open_device(vmm: Vmm) -> None:
 
 
 def _init(vmm: Vmm) -> None:
+    assert vmm.object is not None
     if vm_type(vmm) is not VmType.DEFAULT_VM:
-        vmm.sev(SevOp.INIT2)
+        features = SevFeatures.DEBUG_VIRTUALIZATION if vmm.object.debug_swap else 0
+        vmm.sev(SevOp.INIT2, vmsa_features=features)
     elif vmm.kind is GuestKind.SNP:
-        assert vmm.object is not None
         vmm.sev(SevOp.SNP_INIT, flags=vmm.object.init_flags)
     else:
         vmm.sev(SevOp.ES_INIT if vmm.kind is GuestKind.SEV_ES else SevOp.INIT)

@@ -102,6 +102,8 @@ class Vmm:
     def private_memory(self) -> bool:
         """Whether its slots have files for private pages."""
         wanted = self.object is not None and self.object.upm_mode is not False
+        if self.kind is GuestKind.SNP and self.kernel.registered_snp:
+            return False
         return wanted and self.kind.has_private_memory(self.kernel.era)
 
     def file(self, name: str) -> bytes:
@@ -174,6 +176,7 @@ class Vmm:
         for number in range(vcpus):
             self.handles.append(self._create_vcpu(number))
         if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+            launch.start_private(self)
             launch.update_data(self)
 
     def _regions(self) -> list[tuple[int, int]]:
@@ -186,7 +189,7 @@ class Vmm:
         """User memory and, where the guest has private pages, a file for them; then the slot."""
         process, era = self.process, self.kernel.era
         address = process.mmap(size)
-        if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+        if self.kind is not GuestKind.PLAIN and not self.private_memory:
             process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_REG_REGION, structs.ENC_REGION.pack(addr=address, size=size))
         fields: dict[str, Any] = {"slot": slot, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address}
         if not self.private_memory:

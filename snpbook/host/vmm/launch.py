@@ -118,6 +118,13 @@ def set_attributes(vmm: Vmm, gpa: int, size: int, *, private: bool) -> None:
 # SEV and SEV-ES.
 
 
+def start_private(vmm: Vmm) -> None:
+    """With private slots all memory begins as private: the guest tells of what it shares (inferred)."""
+    for block in vmm.blocks:
+        if block.private_fd >= 0:
+            set_attributes(vmm, block.gpa, block.size, private=True)
+
+
 def update_data(vmm: Vmm) -> None:
     """The image, and the table of kernel hashes, as soon as there is memory for them."""
     parts = [(vmm.image.gpa, len(vmm.image.data))]

@@ -41,6 +41,7 @@ class Tree(Enum):
     QEMU = "QEMU"
     V7 = "QEMU of series v7"
     AMD = "AMD's QEMU"
+    LATER = "QEMU after 10.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,15 @@ PROPERTIES: Mapping[str, Property] = {
         Property("vcek-disabled", _SNP, Text.ON_OFF, "the guest's reports are not signed by a VCEK"),
         Property("upm-mode", _BOTH, Text.ON_OFF, "private memory comes from a restricted file", Tree.V7),
         Property("init-flags", _SNP, Text.UINT64, "flags of KVM_SNP_INIT", Tree.V7),
+        Property(
+            "debug-swap", _BOTH, Text.ON_OFF, "debug registers are the guest's own (SEV_FEATURES bit 5)", Tree.LATER
+        ),
         Property("discard", _BOTH, Text.DISCARD, "whether a conversion frees the side that is left", Tree.AMD),
     )
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SevObject:
     """A `sev-guest` or `sev-snp-guest` by its properties; blobs decoded, files by their names.
 
@@ -110,6 +114,7 @@ class SevObject:
     vcek_disabled: bool = False
     upm_mode: bool | None = None
     init_flags: int = 0
+    debug_swap: bool = False
     discard: bool | None = None
 
     def __post_init__(self) -> None:
@@ -133,6 +138,12 @@ class SevObject:
         if self.kind is GuestKind.SNP and self.upm_mode is False:
             raise VmmError("upm-mode=off: an SNP guest has no memory without private memory")
 
+    def __repr__(self) -> str:
+        values = (
+            f"{name}={print_property(PROPERTIES[name], getattr(self, PROPERTIES[name].field))}" for name in self.given
+        )
+        return f"{self.type}({', '.join(values)})"
+
     @property
     def type(self) -> str:
         """The name of the object."""
@@ -152,6 +163,8 @@ class SevObject:
             lost = not v7 and PROPERTIES[name].tree is Tree.V7
             if lost or (name == "vcek-disabled" and "vcek_disabled" not in finish):
                 raise VmmError(f"Property '{self.type}.{name}' not found")
+        if self.debug_swap and era.init_op is not SevOp.INIT2:
+            raise VmmError(f"Property '{self.type}.debug-swap' not found")
         if self.legacy_vm_type and not era.vm_types & {kind.vm_type for kind in (GuestKind.SEV, GuestKind.SEV_ES)}:
             raise VmmError(f"Property '{self.type}.legacy-vm-type' not found")
 

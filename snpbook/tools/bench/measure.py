@@ -37,6 +37,8 @@ class Comparison:
     candidate: Work
     reference_units: int = 1
     candidate_units: int = 1
+    rounds: int = ROUNDS
+    """How often each side has its turn; those that take long have few, and no turns before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,11 @@ def compare(comparison: Comparison, gate: Gate) -> Measurement:
     """The rounds of one measurement, in this process."""
     reference = _Side(comparison.reference, comparison.reference_units)
     candidate = _Side(comparison.candidate, comparison.candidate_units)
+    warm_up = WARM_UP if comparison.rounds == ROUNDS else 0
     collecting = gc.isenabled()
     gc.disable()
     try:
-        rounds = [(reference.turn(), candidate.turn()) for _ in range(WARM_UP + ROUNDS)][WARM_UP:]
+        rounds = [(reference.turn(), candidate.turn()) for _ in range(warm_up + comparison.rounds)][warm_up:]
     finally:
         if collecting:
             gc.enable()

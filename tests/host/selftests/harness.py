@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,11 @@ def fails(number: int | None = None) -> Iterator[None]:
 class Host:
     """A booted host and one process on it."""
 
-    def __init__(self, era: str = "mainline", product: str = "milan", **options: Any) -> None:
+    def __init__(
+        self, era: str = "mainline", product: str = "milan", boot: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
         self.system = System(product, "selftests", installed=options.pop("installed", 512 * MIB), **options)
-        self.system.host.boot(era)
+        self.system.host.boot(era, **(boot or {}))
         self.process = self.system.host.process()
         self.kvm = self.process.open("/dev/kvm")
 
@@ -87,8 +89,13 @@ class Vcpu:
 
     def __init__(self, host: Host, fd: int) -> None:
         self.host, self.fd = host, fd
-        size = host.process.ioctl(host.kvm, VCPU_MMAP_SIZE)
-        self.shared = host.process.mmap(size, flags=MAP_SHARED, fd=fd)
+        self.size = host.process.ioctl(host.kvm, VCPU_MMAP_SIZE)
+        self.shared = host.process.mmap(self.size, flags=MAP_SHARED, fd=fd)
+
+    def free(self) -> None:
+        """vm_vcpu_rm: the mapping holds the vCPU as the descriptor does."""
+        self.host.process.munmap(self.shared, self.size)
+        self.host.process.close(self.fd)
 
     def program(self, program: Any) -> None:
         """Load a guest program: the code of the guest, which no system call carries."""

@@ -1,0 +1,88 @@
+"""The launch stepper, the policy builder and the parting desk in a real JupyterLab, by keyboard."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snpbook.spec.resources import resource
+from snpbook.views.palette import Theme
+from tests.browser.lab_page import CHROMIUM, LabPage, opened
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+NAME = "05_guest_launch.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
+    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
+    with opened(chromium, base, NAME, theme) as page:
+        page.run_all()
+        page.check()
+        yield page
+        page.check()
+
+
+def shown(notebook: LabPage, source: str) -> Any:
+    """The cell that holds just `source`, in sight."""
+    editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(rf"^{re.escape(source)}$"))
+    cell = notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+    cell.scroll_into_view_if_needed()
+    return cell
+
+
+def press(notebook: LabPage, button: Any) -> None:
+    button.focus()
+    notebook.page.keyboard.press("Enter")
+
+
+def test_a_launch_is_stepped_through(notebook: LabPage) -> None:
+    cell = shown(notebook, "lab.stepper")
+    cell.get_by_role("combobox", name="Kernel").select_option(label="mainline")
+    cell.get_by_role("combobox", name="Guest").select_option(label="snp")
+    cell.get_by_text("Call 1 of 46").wait_for()
+    press(notebook, cell.get_by_role("button", name="Next", exact=True))
+    cell.get_by_text("Call 2 of 46").wait_for()
+    press(notebook, cell.get_by_role("button", name="Next measured"))
+    cell.get_by_text("Call 31 of 46").wait_for()
+    chain = cell.get_by_role("table", name="The chain of the launch digest")
+    assert chain.get_by_role("row").count() == 2
+    assert cell.get_by_text("PRE_GUEST to GUEST_VALID").count() == 1
+    place = cell.get_by_role("spinbutton", name="Call")
+    place.fill("46")
+    notebook.page.keyboard.press("Enter")
+    cell.get_by_text("Call 46 of 46").wait_for()
+    assert chain.get_by_role("row").count() == 11
+    cell.get_by_role("spinbutton", name="vCPUs").fill("1")
+    notebook.page.keyboard.press("Enter")
+    cell.get_by_text("Call 1 of 39").wait_for()
+
+
+def test_a_policy_is_built(notebook: LabPage) -> None:
+    cell = shown(notebook, "lab.policy")
+    cell.get_by_role("combobox", name="Guest").select_option(label="SNP")
+    cell.get_by_role("table", name="Policy 0x30000").wait_for()
+    box = cell.get_by_role("checkbox", name="single_socket")
+    box.focus()
+    notebook.page.keyboard.press("Space")
+    cell.get_by_role("table", name="Policy 0x130000").wait_for()
+    cell.get_by_text("KVM refuses: EINVAL").wait_for()
+    notebook.page.keyboard.press("Space")
+    cell.get_by_text("accepted: ").wait_for()
+
+
+def test_a_guess_is_made_before_the_chains_are_shown(notebook: LabPage) -> None:
+    cell = shown(notebook, "lab.parting")
+    cell.get_by_role("combobox", name="Change").select_option(label="another command line")
+    press(notebook, cell.get_by_role("button", name="Compare"))
+    cell.get_by_text("Guess first").wait_for()
+    assert cell.get_by_role("table").count() == 0
+    cell.get_by_role("combobox", name="They part at").select_option(label="VMSA of vCPU 0")
+    press(notebook, cell.get_by_role("button", name="Compare"))
+    cell.get_by_text("Not so: with another command line, they part at: kernel hashes.").wait_for()
+    rows = cell.get_by_role("table", name="The chain with another command line").get_by_role("row")
+    assert [("another" in row) for row in rows.all_inner_texts()[1:]] == [False] * 6 + [True] * 4
