@@ -147,6 +147,17 @@ class PagesPinned(Event):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
+class PagesCopied(Event):
+    """A launch copied pages from the shared to the private side of a guest's memory."""
+
+    pages: int
+
+    @property
+    def count(self) -> int:
+        return self.pages
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, kw_only=True)
 class CachesWrittenBack(Event):
     """WBINVD on every core."""
 

@@ -124,7 +124,7 @@ def test_the_report_says_what_was_launched() -> None:
 
 
 def test_policy_and_host_data_reach_the_report() -> None:
-    guest = booted().create_vm(memory="16 MiB", policy=DEFAULT_POLICY | 1 << 19, host_data=NONCE[:32])
+    guest = booted(era="mainline").create_vm(memory="16 MiB", policy=DEFAULT_POLICY | 1 << 19, host_data=NONCE[:32])
     guest.launch()
     report = ATTESTATION_REPORT.unpack(guest.request_report(b"short"))
     assert (report.policy, report.host_data) == (DEFAULT_POLICY | 1 << 19, NONCE[:32])

@@ -7,6 +7,7 @@ X509 (RFC 5280, RFC 4055).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
@@ -79,16 +80,18 @@ class Certificate:
         try:
             tbs, algorithm, _ = asn1.children(der, outer)
             fields = asn1.children(der, tbs)
-            number, inner, *_, spki = fields[1:7] if fields[0].tag == asn1.CONTEXT_0 else fields[0:6]
+            number, inner, by, _, of, spki = fields[1:7] if fields[0].tag == asn1.CONTEXT_0 else fields[0:6]
             serial = asn1.integer(der, number)
             if serial is None:
                 raise ValueError("the serial number is negative or not minimal")
             parsed = x509.load_der_x509_certificate(_with_positive_serial(der, number))
+            subject, common_name = _words(_Name(der[of.start : of.end], lambda: parsed.subject))
+            issuer, _ = _words(_Name(der[by.start : by.end], lambda: parsed.issuer))
             return cls(
                 der=der,
-                common_name=" ".join(str(e.value) for e in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)),
-                subject=parsed.subject.rfc4514_string(),
-                issuer=parsed.issuer.rfc4514_string(),
+                common_name=common_name,
+                subject=subject,
+                issuer=issuer,
                 serial=serial,
                 not_before=parsed.not_valid_before_utc,
                 not_after=parsed.not_valid_after_utc,
@@ -128,6 +131,22 @@ class Certificate:
     def signed_by(self, issuer: Certificate) -> bool:
         """The issuer's key made this certificate's signature, in AMD's scheme."""
         return self.uses_pss and made_by(issuer, self.signature, self.tbs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A distinguished name, and what decodes it."""
+
+    der: bytes
+    decode: Callable[[], x509.Name] = field(compare=False)
+
+
+@lru_cache(maxsize=256)
+def _words(name: _Name) -> tuple[str, str]:
+    """A name as RFC 4514 writes it, and its common name; remembered, because all certificates have the same few."""
+    decoded = name.decode()
+    common = decoded.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return decoded.rfc4514_string(), " ".join(str(attribute.value) for attribute in common)
 
 
 def made_by(issuer: Certificate, signature: bytes, message: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -21,7 +22,7 @@ from snpbook.attest.ec_keys import signature_size, signed_by
 from snpbook.attest.parse import SNP, Report, check_format
 from snpbook.attest.roots import Roots
 from snpbook.attest.vek import KDS, VekContent, read_vek
-from snpbook.spec.certificates import HWID_SIZE, ProductLine, product_line
+from snpbook.spec.certificates import HWID_SIZE, product_line
 from snpbook.spec.policy import Tcb
 from snpbook.spec.report import SigningKey
 
@@ -88,7 +89,8 @@ def verify(
     check_chain(chain, kind, roots, now, checks, crls)
     content = checks.follow(lambda: read_vek(chain.vek, kind))
     check_signature(parsed, chain.vek, checks)
-    check_binding(parsed, content, product_line(chain.product), checks)
+    asked = parsed.fields.reported_tcb, parsed.fields.chip_id
+    checks.follow(lambda: (None, check_binding(*asked, content, chain.product)))
     return VerifiedReport(parsed, chain, content, roots.name, tuple(checks.made))
 
 
@@ -105,18 +107,18 @@ def check_signature(report: Report, vek: Certificate, checks: Checklist) -> None
     checks.require("report.signature", valid, rule, "ECDSA P-384, SHA-384", "valid" if valid else "invalid", SNP)
 
 
-def check_binding(report: Report, content: VekContent, line: ProductLine, checks: Checklist) -> None:
-    """Check that the VEK is for this product, this TCB and this chip."""
+@lru_cache(maxsize=4096)
+def check_binding(reported: int, chip: bytes, content: VekContent, product: str) -> tuple[Check, ...]:
+    """Check that the VEK is for this product, this TCB (as reports have it) and this chip; one VEK signs many."""
+    checks, line = Checklist(), product_line(product)
     met = (content.line, content.struct_version) == (line.name, line.struct_version)
     rule = "the VEK is for another product line"
     checks.require("binding.product", met, rule, line.name, content.product_name, KDS)
 
-    reported, turin = report.fields.reported_tcb, line.struct_version == 1
-    rule = "the VEK is for another TCB than the report's"
+    rule, turin = "the VEK is for another TCB than the report's", line.struct_version == 1
     expected, found = Tcb.from_int(reported, turin), Tcb.from_int(content.tcb, turin)
     checks.require("binding.tcb", content.tcb == reported, rule, expected, found, KDS)
 
-    chip = report.fields.chip_id
     if content.hwid is None:
         checks.skip("binding.chip_id", f"a VLEK is no chip's: it is for {content.csp_id}", KDS)
     elif not any(chip):
@@ -124,3 +126,4 @@ def check_binding(report: Report, content: VekContent, line: ProductLine, checks
     else:
         met = content.hwid.ljust(HWID_SIZE, b"\0") == chip
         checks.require("binding.chip_id", met, "the VEK is for another chip", chip, content.hwid, KDS)
+    return tuple(checks.made)

@@ -16,7 +16,7 @@ from snpbook import __version__
 from snpbook.cli.errors import CliError, Exit
 from snpbook.spec.refusal import Refusal
 
-COMMANDS = ("demo", "doctor", "id-block", "kds", "lab", "measure", "report")
+COMMANDS = ("demo", "doctor", "evidence", "fleet", "id-block", "kds", "lab", "measure", "report")
 
 
 class Subcommands(click.Group):

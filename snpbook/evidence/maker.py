@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from hashlib import sha256, sha384, sha512
 from typing import Any
 
@@ -37,6 +37,9 @@ from snpbook.vendor.vlek import provider_sticks
 AGE, CRL_LIFETIME = timedelta(days=30), timedelta(days=30)
 """How long before the report the VEK was issued; how long the revocation list of its day is current (MODEL)."""
 PROVIDER = "CN=snpbook.example"
+Holder = Chip | str
+"""Whose key a VEK is: a chip's, or a provider's by name."""
+SIGNED_FIELDS = tuple(name for name, part in ATTESTATION_REPORT.fields.items() if part.offset < SIGNED_SIZE)
 SIGNERS = {"vcek": SigningKey.VCEK, "vlek": SigningKey.VLEK}
 
 
@@ -65,9 +68,9 @@ class Recipe:
             raise ValueError(f"signer: {self.signer!r} is none of {', '.join(SIGNERS)}")
         if self.version is not None and self.version not in VERSIONS:
             raise ValueError(f"version: {self.version} is none of {', '.join(map(str, VERSIONS))}")
-        unknown = sorted(set(self.fields) - set(ATTESTATION_REPORT.fields))
+        unknown = sorted(set(self.fields) - set(SIGNED_FIELDS))
         if unknown:
-            raise ValueError(f"fields: a report has no {unknown[0]!r}: {', '.join(ATTESTATION_REPORT.fields)}")
+            raise ValueError(f"fields: what is signed has no {unknown[0]!r}: {', '.join(SIGNED_FIELDS)}")
 
 
 class Maker:
@@ -75,7 +78,7 @@ class Maker:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.ca = AmdCa(recipe.product)
+        self.ca = _ca(recipe.product)
         self.chip = Chip.from_seed(recipe.seed, recipe.product)
         self.tcb = recipe.tcb or self.firmware.tcb
         self.is_vlek = recipe.signer == "vlek"
@@ -94,9 +97,11 @@ class Maker:
     @cached_property
     def key(self) -> ec.EllipticCurvePrivateKey:
         """The VCEK or VLEK at the TCB."""
-        if self.is_vlek:
-            return attestation_key(provider_sticks(PROVIDER, self.tcb)[-1], VLEK_LABEL)
-        return self.chip.vcek(self.tcb)
+        return _key(self._holder, self.tcb)
+
+    @property
+    def _holder(self) -> Holder:
+        return PROVIDER if self.is_vlek else self.chip
 
     @property
     def authority(self) -> str:
@@ -114,15 +119,12 @@ class Maker:
 
     def vek(self, tcb: Tcb | None = None, chip: Chip | None = None, issued: datetime | None = None) -> bytes:
         """DER of the key's certificate; with another TCB or chip it lies."""
-        moment, level, public = issued or self.issued, tcb or self.tcb, self.key.public_key()
-        if self.is_vlek:
-            return self.ca.issue_vlek(PROVIDER, level, public, moment)
-        return self.ca.issue_vcek((chip or self.chip).chip_id, level, public, moment)
+        product, owner = self.recipe.product, self._holder if chip is None else chip
+        return _vek(product, self._holder, self.tcb, owner, tcb or self.tcb, issued or self.issued)
 
     def crl(self, *revoked: int, day: datetime | None = None) -> bytes:
         """DER of the ARK's revocation list of the day."""
-        issued = day or self.issued + AGE
-        return self.ca.crl(issued, issued + CRL_LIFETIME, revoked)
+        return _crl(self.recipe.product, day or self.issued + AGE, revoked)
 
     def kit(self) -> Kit:
         """The recipe's evidence."""
@@ -170,3 +172,30 @@ class Maker:
         return {name: value for name, value in found.items() if version >= FIELDS_SINCE.get(name, 0)} | dict(
             recipe.fields
         )
+
+
+_ca = cache(AmdCa)
+
+
+@lru_cache(256)
+def _key(holder: Holder, tcb: Tcb) -> ec.EllipticCurvePrivateKey:
+    if isinstance(holder, str):
+        return attestation_key(provider_sticks(holder, tcb)[-1], VLEK_LABEL)
+    return holder.vcek(tcb)
+
+
+@lru_cache(256)
+def _vek(product: str, holder: Holder, at: Tcb, owner: Holder, tcb: Tcb, issued: datetime) -> bytes:
+    """The holder's key at a TCB, as a certificate for that owner and TCB.
+
+    Remembered, as the list is: a signature takes a tenth of a second, and each piece of evidence has both.
+    """
+    key = _key(holder, at).public_key()
+    if isinstance(owner, str):
+        return _ca(product).issue_vlek(owner, tcb, key, issued)
+    return _ca(product).issue_vcek(owner.chip_id, tcb, key, issued)
+
+
+@lru_cache(256)
+def _crl(product: str, day: datetime, revoked: tuple[int, ...]) -> bytes:
+    return _ca(product).crl(day, day + CRL_LIFETIME, revoked)

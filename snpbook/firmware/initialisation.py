@@ -29,7 +29,7 @@ from snpbook.spec.msr import (
     Msr,
 )
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
-from snpbook.spec.platform import RANGE_LIST_HEADER, RANGE_LIST_LIMIT, Fault, FeatureEcx
+from snpbook.spec.platform import RANGE_LIST_HEADER, RANGE_LIST_LIMIT, Fault
 from snpbook.spec.snp_buffers import SNP_INIT_EX
 from snpbook.spec.states import PLATFORM_TRANSITIONS, LegacyPlatformState
 from snpbook.spec.status import Status, require
@@ -90,12 +90,10 @@ def snp_init_ex(psp: SecureProcessor, buffer: Record) -> None:
 
 
 def _check_switches(psp: SecureProcessor, buffer: Record) -> None:
-    """RAPL_DIS, CIPHERTEXT_HIDING_EN and TIO_EN of firmware that has them."""
+    """RAPL_DIS, CIPHERTEXT_HIDING_EN and TIO_EN: to firmware that lacks them they are reserved bits."""
     require(not buffer.tio_en, Status.UNSUPPORTED, "trusted I/O is not modelled", 0, 1, "MODEL")
     limit, highest = buffer.max_snp_asid, psp.min_sev_asid - 1
     if buffer.ciphertext_hiding_en:
-        known = FeatureEcx.CIPHERTEXT_HIDING in psp.release.abi.features
-        require(known, Status.UNSUPPORTED, "the firmware knows ciphertext hiding", 1, 0, "MODEL")
         rule = "MAX_SNP_ASID is an ASID of SEV-ES and SNP guests"
         require(0 < limit <= highest, Status.INVALID_PARAM, rule, f"1..{highest}", limit, "MODEL")
     else:

@@ -239,7 +239,7 @@ def finish(psp: SecureProcessor, buffer: Record, command: Command) -> None:
     psp.legacy.after(command)
     guest = psp.legacy.guest(buffer.handle)
     state = guest.after(command)
-    require_safe(psp)
+    psp.require_safe()
 
     # ACTION
     if guest.asid:

@@ -117,6 +117,9 @@ def shutdown(psp: SecureProcessor, buffer: Record) -> None:
 
     Checksums of VMSA pages are gone with the TMR.
     """
+    # CHECKS
+    psp.require_safe()
+
     # ACTION
     for guest in psp.legacy.guests.values():
         psp.asids.release(guest.asid)

@@ -231,6 +231,11 @@ class SecureProcessor:
         """S: SNP is initialised."""
         require(self.initialised, Status.INVALID_PLATFORM_STATE, "platform state", "INIT", self.state.name)
 
+    def require_safe(self) -> None:
+        """The hardware has done what the firmware told it."""
+        safe = Fault.UNSAFE_HARDWARE not in self.faults
+        require(safe, Status.HWERROR_UNSAFE, "the hardware reaches a safe state", cite="SEV")
+
     def context(self, gctx: int) -> Record:
         """G: the page is a guest's context; its contents, decrypted.
 

@@ -94,7 +94,8 @@ async def _xsave_size(cpu: GuestCpu, table: Sequence[Record], found: Registers, 
             await terminate(cpu, Reason.CPUID, "the compacted format of XSAVE is asked for and not there")
         features |= xss if found.eax & spec.XSAVES else 0
     wanted = {bit for bit in range(_FIRST_EXTENDED_STATE, features.bit_length()) if features >> bit & 1}
-    states = {int(entry.ecx_in): (int(entry.eax), int(entry.ebx)) for entry in table if entry.eax_in == spec.XSAVE_LEAF and entry.ecx_in in wanted}
+    found_states = [entry for entry in table if entry.eax_in == spec.XSAVE_LEAF and entry.ecx_in in wanted]
+    states = {int(entry.ecx_in): (int(entry.eax), int(entry.ebx)) for entry in found_states}
     if states.keys() != wanted:
         await terminate(cpu, Reason.CPUID, f"no entry for the state of XCR0 bits {sorted(wanted - states.keys())}")
     if compacted:

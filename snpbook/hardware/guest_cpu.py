@@ -162,9 +162,7 @@ class GuestCpu:
         return Execute(guest_instructions.invd, opcode=Opcode.INVD.value)
 
     def monitor(self, address: int) -> Operation:
-        return Execute(
-            guest_instructions.monitor, {"rax": _word("address", address)}, opcode=Opcode.MONITOR.value
-        )
+        return Execute(guest_instructions.monitor, {"rax": _word("address", address)}, opcode=Opcode.MONITOR.value)
 
     def mwait(self) -> Operation:
         return Execute(guest_instructions.mwait, opcode=Opcode.MWAIT.value)

@@ -1,6 +1,6 @@
 """The ledger: what a host has spent on its guests, counted exactly from the trace and from nothing else.
 
-It keeps pages by the files, RMP entries and nested tables that the events tell of, so it must listen from the beginning.
+It keeps pages by the files, RMP entries and nested tables that the events tell of, so it must listen from the start.
 `snpbook.host.recount` counts the same in memory itself, and the two must agree at any time. Counts have no times.
 """
 
@@ -29,6 +29,7 @@ from snpbook.trace import (
     Instruction,
     Ioctl,
     NestedMapping,
+    PagesCopied,
     PagesMoved,
     PagesPinned,
     Trace,
@@ -89,7 +90,7 @@ class Ledger:
                 self._entries(event)
             case Instruction(name="PSMASH"):
                 self._done["psmashes"] += event.count
-                self._entries(event)
+                self._split(event)
             case CachesWrittenBack():
                 self._done["wbinvds"] += 1
             case VmExit():
@@ -99,6 +100,8 @@ class Ledger:
             case FirmwareCommand():
                 self._done["firmware_commands"] += event.count
                 self._launch(event)
+            case PagesCopied():
+                self._done["copied"] += PAGE_SIZE * event.pages
             case PagesMoved():
                 self._move(event)
             case PagesPinned():
@@ -162,6 +165,13 @@ class Ledger:
         for words, sign in ((event.before[done], -1), (event.after[done], 1)):
             self._count_entries(words[:, 0], sign)
 
+    def _split(self, event: Instruction) -> None:
+        """Large entries fewer; as many pages are assigned as before."""
+        low = event.before[event.status == RmpCode.SUCCESS][:, 0]
+        low = low[low & np.uint64(rmp.LARGE) != 0]
+        for asid in ((low & np.uint64(rmp.ASID)) >> np.uint64(rmp.ASID_SHIFT)).tolist():
+            self._large[asid] -= 1
+
     def _count_entries(self, low: NDArray[np.uint64], sign: int) -> None:
         mine = low[low & np.uint64(rmp.ASSIGNED) != 0]
         asids = (mine & np.uint64(rmp.ASID)) >> np.uint64(rmp.ASID_SHIFT)
@@ -181,5 +191,5 @@ class Ledger:
             self._done["encrypted"] += contents
             self._done["hashed"] += PAGE_INFO.size * count + contents * (kind in _CONTENT_HASHED)
         elif event.name in ("LAUNCH_UPDATE_DATA", "LAUNCH_UPDATE_VMSA"):
-            self._done["encrypted"] += int(given["length"])
-            self._done["hashed"] += int(given["length"])
+            self._done["encrypted"] += int(given["len"])
+            self._done["hashed"] += int(given["len"])

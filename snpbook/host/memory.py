@@ -258,7 +258,8 @@ class PageFile:
         self._drop(range(len(self._frames)))
 
     def _drop(self, offsets: range) -> None:
-        self._take_out(np.arange(offsets.start, offsets.stop))
+        there = self._frames[offsets.start : offsets.stop] != _ABSENT
+        self._take_out(np.flatnonzero(there) + offsets.start)
 
     def _take_out(self, offsets: NDArray[np.int64]) -> None:
         """The pages at these offsets, ascending, have no memory any more."""

@@ -79,6 +79,7 @@ def _empty_one(memory: PageAllocator, files: list[PageFile]) -> bool:
             continue  # something else lies there
         for hole in holes:
             memory.claim(hole)
+        kept = [*holes, *iter(memory.allocate_order9, None)]  # pages go where there is no huge page to lose
         try:
             for file, at in where:
                 mine = at[np.isin(file.peek(range(len(file)))[at] // np.uint64(PAGES_PER_LARGE), regions[index])]
@@ -87,8 +88,8 @@ def _empty_one(memory: PageAllocator, files: list[PageFile]) -> bool:
         except KernelError:
             return False
         finally:
-            for hole in holes:
-                memory.release(hole)
+            for pages in kept:
+                memory.release(pages)
         return True
     return False
 

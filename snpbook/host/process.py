@@ -148,8 +148,8 @@ class Process:
     def mmap(
         self,
         size: int,
-        protection: Protection = Protection.READ | Protection.WRITE,
-        flags: MapFlags = MapFlags.PRIVATE | MapFlags.ANONYMOUS,
+        protection: int = Protection.READ | Protection.WRITE,
+        flags: int = MapFlags.PRIVATE | MapFlags.ANONYMOUS,
         fd: int = -1,
         offset: int = 0,
         address: int = 0,
@@ -203,7 +203,7 @@ class Process:
             )
             self.space.unmap(_pages(address, size))
 
-    def madvise(self, address: int, size: int, advice: Advice) -> None:
+    def madvise(self, address: int, size: int, advice: int) -> None:
         """madvise(2). The advices on huge pages hold for all of the memory of a mapping (MODEL)."""
         with self._told("madvise", address=address, size=size, advice=int(advice)):
             check(advice in Advice._value2member_map_, errno.EINVAL, "an advice that is modelled", list(Advice), advice)

@@ -44,7 +44,7 @@ class Pages:
 
 
 def sides(vm: Vm, resident: Resident) -> tuple[Flags, Flags, int]:
-    """Which guest pages of all slots have memory on the shared, and which on the private side; how many may not move."""
+    """Which guest pages of all slots have memory on the shared and on the private side; how many may not move."""
     shared, private, held = [np.zeros(0, bool)], [np.zeros(0, bool)], 0
     for slot in vm.slots:
         files = vm.process.space.files(slot.user_pages(slot.gfns))
@@ -60,11 +60,8 @@ def recount(vm: Vm) -> Pages:
     """What the ledger must say."""
     shared, private, held = sides(vm, lambda file, offsets: file.peek(offsets) != 0)
     pinned = np.zeros(vm.kernel.memory.end, bool)
-    for slot in vm.slots:
-        for file, offsets in vm.process.space.files(slot.user_pages(slot.gfns)):
-            frames = file.peek(offsets)
-            frames = frames[frames != 0]
-            pinned[frames[vm.kernel.memory.is_pinned(frames)]] = True
+    for region in vm.sev.regions if vm.sev else ():
+        pinned[region.frames[vm.kernel.memory.is_pinned(region.frames)]] = True
     assigned, large = _entries(vm.kernel.cpu, vm.asid) if vm.snp else (0, 0)
     return Pages(
         shared=int(shared.sum()),
@@ -109,5 +106,6 @@ def _leaves(cpu: HostCpu, table: int, level: int) -> int:
     if level == 0:
         return len(there)
     large = there & np.uint64(PTE_LARGE) != 0
-    below = (there[~large] & np.uint64(PTE_ADDRESS)).tolist()
-    return int(large.sum()) * PAGES_PER_LARGE**level + sum(_leaves(cpu, each, level - 1) for each in below)
+    below: list[int] = (there[~large] & np.uint64(PTE_ADDRESS)).tolist()
+    count: int = int(large.sum()) * PAGES_PER_LARGE**level
+    return count + sum(_leaves(cpu, each, level - 1) for each in below)

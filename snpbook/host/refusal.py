@@ -8,7 +8,6 @@ from snpbook.spec.refusal import Refusal
 from snpbook.spec.status import Status
 from snpbook.spec.uapi_kvm import EHWPOISON
 
-
 _NAMES = {**codes.errorcode, EHWPOISON: "EHWPOISON"}
 """By number; Python's own table lacks the last."""
 

@@ -76,7 +76,7 @@ def sev_status(*, sev: bool, sev_es: bool, features: int = 0) -> int:
 
 
 _STATUS_BITS = (3, 4, 5, 6, 7, 10, 11, 12, 13, 15, 16, *range(18, 23), *range(24, 64))
-LINUX_MUST_KNOW = sum(1 << bit for bit in _STATUS_BITS)
+LINUX_MUST_KNOW: int = sum(1 << bit for bit in _STATUS_BITS)
 """Bits of SEV_STATUS behind which a guest must do something of its own (Linux 6.12, SNP_FEATURES_IMPL_REQ)."""
-LINUX_KNOWS = SevFeatures.DEBUG_VIRTUALIZATION << SEV_STATUS_SHIFT
+LINUX_KNOWS: int = SevFeatures.DEBUG_VIRTUALIZATION << SEV_STATUS_SHIFT
 """Those of them for which Linux 6.12 does."""

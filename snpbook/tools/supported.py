@@ -41,7 +41,6 @@ PAGE = Path(__file__).resolve().parents[2] / "SUPPORTED.md"
 
 _C, _T = Command, MessageType
 _TMR = "Nothing is kept in the trusted memory region, and the host can go on reading and writing it."
-_NO_FAILURE = "HWERROR_UNSAFE is never answered: the model's hardware does not fail."
 _CORES = "APIC ids are the numbers of cores."
 _IMAGE = (
     "The image's format is the model's own, signed with a toy key; an image holds no code, but names a release of the "
@@ -59,23 +58,23 @@ COMMAND_DIFFERENCES: Mapping[Command, str] = {
     _C.INIT: f"{_TMR} {_PARTS}",
     _C.INIT_EX: f"{_TMR} {_PARTS} How the NV area is sealed is the model's own: an area that real firmware wrote is "
     "SECURE_DATA_INVALID.",
-    _C.SHUTDOWN: _NO_FAILURE,
+    _C.SHUTDOWN: _PARTS,
     _C.DF_FLUSH: "It does not switch the trusted memory region on, which nothing here protects.",
     _C.DOWNLOAD_FIRMWARE: _IMAGE,
     _C.GET_ID: "The chip of the second socket is made from the first one's secret.",
-    _C.ACTIVATE_EX: _CORES,
+    _C.ACTIVATE_EX: f"{_CORES} {_PARTS}",
     _C.LAUNCH_UPDATE_VMSA: "The table of checksums has no end: RESOURCE_LIMIT is never answered.",
-    _C.LAUNCH_FINISH: _NO_FAILURE,
+    _C.LAUNCH_FINISH: _PARTS,
     _C.SEND_START: "AMD's root for SEV is a toy, and its hash is that of the whole certificate: a receiver with AMD's "
     "real chain is INVALID_CERTIFICATE.",
     _C.RECEIVE_UPDATE_VMSA: "The table of checksums has no end: RESOURCE_LIMIT is never answered.",
-    _C.RECEIVE_FINISH: _NO_FAILURE,
+    _C.RECEIVE_FINISH: _PARTS,
     _C.SWAP_OUT: "A VMSA that was swapped out has no checksum any more, and so does not run (what real firmware does "
     "is not published).",
     _C.SNP_INIT: f"{_IOMMU} {_PARTS}",
     _C.SNP_INIT_EX: f"{_IOMMU} {_PARTS} TIO_EN is UNSUPPORTED.",
     _C.SNP_SHUTDOWN_EX: _IOMMU,
-    _C.SNP_ACTIVATE_EX: _CORES,
+    _C.SNP_ACTIVATE_EX: f"{_CORES} {_PARTS}",
     _C.SNP_LAUNCH_START: "SMT counts as on: a policy that forbids it is POLICY_FAILURE on every machine.",
     _C.SNP_LAUNCH_UPDATE: f"CPUID pages: {_CPUID}",
     _C.SNP_VERIFY_MITIGATION: "There is one mitigation, bit 0, which is verified as soon as the host asks; data from "

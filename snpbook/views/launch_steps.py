@@ -42,7 +42,9 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The call, with the sub-command where it has one."""
+        """The call, with the sub-command or the path where it has one."""
+        if self.event.name == "open":
+            return f"open {self.event.arguments['path']}"
         sub = self.event.arguments.get("id", self.event.arguments.get("cmd"))
         return f"{self.event.name}: {sub}" if self.event.name in _SUB_COMMANDS else self.event.name
 
@@ -165,7 +167,9 @@ def _short(digest: bytes) -> str:
 
 def _arguments(arguments: Any) -> str:
     given = [
-        (name, value) for name, value in arguments.items() if name not in (*_HIDDEN, "id", "cmd") and _counts(value)
+        (name, value)
+        for name, value in arguments.items()
+        if name not in (*_HIDDEN, "id", "cmd", "path") and _counts(value)
     ]
     parts = [f"{name} {'…' if name in _ADDRESSES else show(value)}" for name, value in given[:_MOST]]
     return ", ".join([*parts, *["…"] * (len(given) > _MOST)])

@@ -17,12 +17,12 @@ from snpbook.views.svg import document, element, image, words
 from snpbook.views.tables import Markup, table
 
 _PLACES = {
-    PageState.HYPERVISOR: (76, 150), PageState.GUEST_INVALID: (350, 80), PageState.GUEST_VALID: (640, 80),
-    PageState.PRE_GUEST: (350, 230), PageState.PRE_SWAP: (640, 230), PageState.RECLAIM: (76, 350),
-    PageState.FIRMWARE: (350, 350), PageState.CONTEXT: (640, 350), PageState.HV_FIXED: (76, 480),
-    PageState.METADATA: (640, 480),
+    PageState.HYPERVISOR: (76, 150), PageState.GUEST_INVALID: (350, 80), PageState.GUEST_VALID: (690, 80),
+    PageState.PRE_GUEST: (350, 230), PageState.PRE_SWAP: (690, 230), PageState.RECLAIM: (76, 350),
+    PageState.FIRMWARE: (350, 350), PageState.CONTEXT: (690, 350), PageState.HV_FIXED: (76, 480),
+    PageState.METADATA: (690, 480),
 }  # fmt: skip
-_WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 728, 532
+_WIDE, _HIGH, _WIDTH, _HEIGHT = 118, 34, 778, 532
 _APART, _TOP = 15, 22
 _OFF_CENTRE = 0.36
 """Where the label of an arrow stands that may cross another one half-way."""

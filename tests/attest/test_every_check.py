@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from snpbook.attest import chain, rules, vek
+from snpbook.attest import chain, parse, rules, vek
 from snpbook.attest.checks import Checklist, Result
 from snpbook.attest.rules import RULES
-from snpbook.attest.verify import verify
+from snpbook.attest.verify import check_binding, verify
 from snpbook.spec.resources import resource
 from tests.attest.own_chain import OwnChain, milan_extensions, text
 from tests.attest.vectors import NOW, VECTORS
@@ -19,6 +19,8 @@ from tests.sampling import sampled
 
 TABLE: dict[str, Any] = tomllib.loads(resource("data", "verifiers.toml").read_text())
 ROWS: dict[str, Any] = {row["name"]: row for row in TABLE["check"]}
+REMEMBERED = (parse._check_format, chain._check_chain, chain._check_links, vek.read_vek, check_binding)
+"""Whose answers outlive a test."""
 NEEDS_VECTORS = {"report.signature"}
 """Rows whose test rests on the public vectors."""
 
@@ -52,7 +54,7 @@ def without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name.startswith("policy."):
         monkeypatch.setitem(rules.RULES, name.removeprefix("policy."), lambda subject, wanted: (True, "", ""))
     yield name
-    for remembered in (chain._check_links, vek.read_vek):
+    for remembered in REMEMBERED:
         remembered.cache_clear()
 
 

@@ -11,7 +11,7 @@ from tests.attest.judging import GOOD, judged
 from tests.attest.own_chain import CHIP_ID, integer, milan_extensions, text
 from tests.attest.vectors import NOW
 
-EXTENSIONS = {
+EXTENSIONS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "no patch level": ({"3.4": None}, "vek.extensions"),
     "no chip": ({"4": None}, "vek.extensions"),
     "a chip and a provider": ({"5": text("CN=cloud")}, "vek.extensions"),

@@ -214,7 +214,7 @@ def test_guest_status(guest: str, asid: int, state: int) -> None:
     if guest == "RUNNING":
         board.finish(vcek_dis=1)
     board.assign(FREE, FIRMWARE)
-    board.ok(Command.SNP_GUEST_STATUS, gctx_paddr=GCTX, status_paddr=FREE + 0x123)
+    board.ok(Command.SNP_GUEST_STATUS, gctx_paddr=GCTX, status_paddr=FREE + 0xFE0)
     told = struct.pack("<QIBxxxI12x", policy if guest != "INIT" else 0, asid, state, int(guest == "RUNNING"))
-    assert board.cpu.read(FREE, PAGE) == (bytes(0x123) + told).ljust(PAGE, b"\0")
+    assert board.cpu.read(FREE, PAGE) == bytes(0xFE0) + told
     assert board.state(FREE) == PageState.FIRMWARE

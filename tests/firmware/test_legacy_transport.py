@@ -158,6 +158,11 @@ def test_the_policy_says_where_a_guest_may_go() -> None:
     assert send_start(source, source, home) is Status.SUCCESS
     amds = running(source, SEV, PLAIN_ASID + 2, b"x" * PAGE)
     assert send_start(source, target, amds, plat=b"".join(target.certificates()[1:])) is Status.INVALID_CERTIFICATE
+    _, pek, oca, cek = target.certificates()
+    signed = SevCa("milan").sign_cek(cek)
+    for algo in (1, 2):  # what AMD signs with SHA-384, called RSA with SHA-256, or ECDSA
+        plat = pek + oca + signed[:0x418] + struct.pack("<I", algo) + signed[0x41C:]
+        assert send_start(source, target, amds, plat=plat) is Status.INVALID_CERTIFICATE
     rome = SevCa("rome").chain
     assert send_start(source, target, amds, amd=rome) is Status.INVALID_CERTIFICATE, "not this product's root"
     nobody = other.cert(other.body(other.PDH, other.key(30).public_key()), (other.PEK, other.key(31)))

@@ -7,11 +7,22 @@ import struct
 import pytest
 
 from snpbook.hardware.exits import HostPageFault
-from snpbook.hardware.host_instructions import FIRMWARE
+from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR
 from snpbook.spec.commands import Command
 from snpbook.spec.pages import PageState
 from snpbook.spec.status import Status
-from tests.firmware.migrants import AGENT, GUEST, MDATA, PRIVATE, REQUEST, RESPONSE, VMSA_GPA, Home, Luggage
+from tests.firmware.migrants import (
+    AGENT,
+    GUEST,
+    MDATA,
+    POLICY,
+    PRIVATE,
+    REQUEST,
+    RESPONSE,
+    VMSA_GPA,
+    Home,
+    Luggage,
+)  # fmt: skip
 from tests.firmware.test_requests import seal
 from tests.machines import MIB, PAGE, Board
 
@@ -285,6 +296,26 @@ def test_refused_messages(name: str, kind: int, body: dict[str, int], sender: di
     answer = home.tell(kind, payload, size, **sender)
     assert answer == struct.pack("<I", status).ljust(size, b"\0")
     assert home.board.psp.context(GUEST) == before
+
+
+def test_an_image_in_launch_takes_no_root_key() -> None:
+    home = Home(Board(), 18 * MIB)
+    for imi, status in ((1, Status.INVALID_GUEST_STATE), (0, Status.SUCCESS)):
+        home.board.create(GUEST)
+        agent = {"ma_en": 1, "ma_gctx_paddr": AGENT, "imi_en": imi}
+        home.board.ok(Command.SNP_LAUNCH_START, gctx_paddr=GUEST, policy=POLICY, **agent)
+        assert home.tell(13, message(13)[0], 0x10) == struct.pack("<I12x", status)
+        home.board.ok(Command.SNP_DECOMMISSION, gctx_paddr=GUEST)
+        home.reclaim(GUEST)
+        home.board.assign(GUEST, HYPERVISOR)
+
+
+def test_a_guest_with_an_agent_absorbs_nothing_on_its_own() -> None:
+    home = Home(Board(), 18 * MIB)
+    home.launch()
+    status, context = home.export(imi=1)
+    assert status == 0
+    assert home.incoming(15, context, gctx=GUEST) == Status.INVALID_GUEST
 
 
 def test_an_export_stands_although_its_answer_does_not_fit() -> None:

@@ -136,7 +136,8 @@ def test_unsmash_of_what_no_entry_answers_for() -> None:
     board.ok(Command.SNP_INIT)
     unsmash = {at: board.command(Command.SNP_PAGE_UNSMASH, page_paddr=at) for at in (34 * MIB, 1 << 40, 0x3FFD00000000)}
     assert [*unsmash.values()] == [Status.INVALID_PARAM, Status.INVALID_PAGE_STATE, Status.INVALID_ADDRESS]
-    assert board.command(Command.SNP_PAGE_UNSMASH, page_paddr=1016 * MIB) is Status.INVALID_CONFIG
+    assert board.command(Command.SNP_PAGE_UNSMASH, page_paddr=1018 * MIB) is Status.INVALID_CONFIG, "the last"
+    assert board.command(Command.SNP_PAGE_UNSMASH, page_paddr=1020 * MIB) is Status.INVALID_PAGE_STATE
 
 
 @given(data=st.binary(max_size=64), count=st.integers(0, 2**32 - 1) | st.integers(0, 3), at=st.integers(0, PAGE - 1))

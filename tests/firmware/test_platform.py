@@ -58,6 +58,7 @@ ROWS = [
     Row("SYSCFG without MFDM", Status.INVALID_CONFIG, {"syscfg": both(SYSCFG_FOR_SNP & ~MFDM)}),
     Row("HWCR differs", Status.INVALID_CONFIG, {"hwcr": (1, 3)}),
     Row("SMM not locked", Status.INVALID_CONFIG, {"hwcr": (0, 0)}),
+    Row("RMP above the address limit", Status.INVALID_ADDRESS, {"rmp": (0x3FFCFD100000, 0x3FFCFD100000)}),
     Row("RMP bounds differ", Status.INVALID_CONFIG, {"differs": MIB}),
     Row("RMP base unaligned", Status.INVALID_CONFIG, {"rmp": (0x8000, 0)}),
     Row("RMP end unaligned", Status.INVALID_CONFIG, {"rmp": (0, -0x8000)}),

@@ -41,7 +41,8 @@ ASID_STATES = {"CLEAN": 0, "DIRTY": 1, "ALLOCATED": 2, "IN_USE": 3}
 
 FAULTS = {
     "diag mode": Fault.DIAGNOSTIC_MODE, "old boot loader": Fault.OLD_BOOT_LOADER, "unlocked part": Fault.UNLOCKED_PART,
-    "no UMC encryption": Fault.NO_UMC_ENCRYPTION, "no ack": Fault.NO_ANSWER,
+    "no UMC encryption": Fault.NO_UMC_ENCRYPTION, "no ack": Fault.NO_ANSWER, "no ACTIVATE_EX": Fault.NO_ACTIVATE_EX,
+    "unsafe": Fault.UNSAFE_HARDWARE,
 }  # fmt: skip
 
 

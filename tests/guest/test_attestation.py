@@ -41,6 +41,14 @@ def counter(guest: Guest) -> int:
     return int.from_bytes(private_bytes(guest, place(guest).secrets + SEQNO, 4), "little")
 
 
+def context(guest: Guest) -> int:
+    """The system address of the guest's context page."""
+    sev = guest.vmm.vm.sev
+    assert sev is not None
+    assert sev.gctx is not None
+    return sev.gctx
+
+
 def sent(guest: Guest) -> int:
     """The sequence number of the request that lies in the shared page."""
     return int.from_bytes(shared(guest, place(guest).request)[0x20:0x28], "little")
@@ -50,8 +58,7 @@ def test_the_printed_message(guest: Guest) -> None:
     """The vector of the sheet, through the guest's own sealing and past the host's eyes."""
     key = bytes(range(32))
     poke_private(guest, place(guest).secrets + 0x20, key)
-    gctx = guest.vmm.vm.sev.gctx
-    assert gctx is not None
+    gctx = context(guest)
     processor = guest.system.processor
     processor.save_context(gctx, processor.context(gctx).replace(vmpck0=key))
     assert guest.request_report(DATA)[0x50:0x90] == DATA
@@ -177,8 +184,7 @@ def test_the_last_number_is_not_used(guest: Guest) -> None:
 
 def test_a_refused_payload_says_its_status(guest: Guest) -> None:
     """The key that the driver asks for is switched off."""
-    gctx = guest.vmm.vm.sev.gctx
-    assert gctx is not None
+    gctx = context(guest)
     processor = guest.system.processor
     processor.save_context(gctx, processor.context(gctx).replace(vcek_dis=1))
     with pytest.raises(RequestFailed, match="0x27"):

@@ -408,7 +408,8 @@ def test_the_page_tables_are_private() -> None:
 def entries(guest: Guest, tables: int) -> list[int]:
     """The guest's page-table entries, but for the accessed and dirty bits, which the processor sets."""
     words = np.frombuffer(private_bytes(guest, tables, 4 * PAGE), "<u8")
-    return (words & np.uint64(~0x60 % 2**64)).tolist()
+    found: list[int] = (words & np.uint64(~0x60 % 2**64)).tolist()
+    return found
 
 
 def test_the_ghcb_msr_is_the_hosts_to_write_and_changes_nothing() -> None:

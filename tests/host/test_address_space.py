@@ -261,7 +261,7 @@ def test_room_is_given_out_from_the_top(process: Process) -> None:
 )
 def test_mmap_refuses(process: Process, number: int, arguments: dict[str, int]) -> None:
     with refused(number):
-        process.mmap(**arguments)  # type: ignore[arg-type]
+        process.mmap(**arguments)
     assert repr(process.space) == "AddressSpace(0 mappings, 0 pages)"
 
 
@@ -294,7 +294,7 @@ def test_madvise_refuses(process: Process) -> None:
         (errno.EINVAL, (address, PAGE, REMOVE)),
     ):
         with refused(number):
-            process.madvise(*arguments)  # type: ignore[arg-type]
+            process.madvise(*arguments)
     process.madvise(address, 0, Advice.DONTNEED)
     process.madvise(BASE, 0, Advice.DONTNEED)
 

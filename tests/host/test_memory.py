@@ -49,6 +49,55 @@ def test_no_page_is_lost_or_given_twice(steps: list[tuple[str, int]]) -> None:
     assert all(run.start not in ends for run in allocator._free), "neighbours are one run"
 
 
+@given(st.lists(st.tuples(st.sampled_from(["take", "release", "pin", "unpin"]), st.integers(0, 11)), max_size=60))
+def test_pinned_pages_wait_for_their_last_pin(steps: list[tuple[str, int]]) -> None:
+    """By hand: how often each page is pinned, and which were given back meanwhile."""
+    allocator = PageAllocator(FREE)
+    held: list[list[int]] = []
+    pins: list[np.ndarray[tuple[int], np.dtype[np.uint64]]] = []
+    count, orphans, free = dict.fromkeys(range(60), 0), set[int](), {page for run in FREE for page in run}
+    for step, number in steps:
+        if step == "take" and number and number <= len(free):
+            held.append([int(page) for page in allocator.take(number)])
+            free -= set(held[-1])
+        elif step == "release" and held:
+            for page in held.pop(number % len(held)):
+                allocator.release(range(page, page + 1))
+                (orphans if count[page] else free).add(page)
+        elif step == "pin" and held:
+            pages = held[number % len(held)]
+            pins.append(np.array([*pages, *pages[: number % 3]], np.uint64))
+            allocator.pin(pins[-1])
+            for page in pins[-1].tolist():
+                count[page] += 1
+        elif step == "unpin" and pins:
+            frames = pins.pop(number % len(pins))
+            allocator.unpin(frames)
+            for page in frames.tolist():
+                count[page] -= 1
+                if not count[page] and page in orphans:
+                    orphans.remove(page)
+                    free.add(page)
+        assert sorted(page for run in allocator._free for page in run) == sorted(free)
+        assert allocator.allocated == 30 - len(free)
+        assert allocator.pinned == sum(times > 0 for times in count.values())
+    for frames in pins:
+        allocator.unpin(frames)
+    for pages in held:
+        for page in pages:
+            allocator.release(range(page, page + 1))
+    assert allocator._free == FREE
+
+
+def test_a_small_page_never_begins_2_mb() -> None:
+    allocator = PageAllocator([range(510, 514)])
+    assert [allocator.allocate_small() for _ in range(3)] == [510, 511, 513]
+    assert allocator.free == 1, "page 512 is left for others"
+    with pytest.raises(KernelError, match="ENOMEM"):
+        allocator.allocate_small()
+    assert allocator._free == [range(512, 513)]
+
+
 def test_lowest_run_that_fits() -> None:
     allocator = PageAllocator(FREE)
     assert allocator.allocate(15) == range(10, 25)
@@ -115,7 +164,7 @@ def test_closing_makes_pages_the_hypervisors(board: Board) -> None:
     assert np.array_equal(board.machine.rmp.load(frames), before)
 
 
-@pytest.mark.parametrize("size", [0, -PAGE, 1, PAGE + 1])
+@pytest.mark.parametrize("size", [-PAGE, 1, PAGE + 1])
 def test_sizes_are_whole_pages(board: Board, size: int) -> None:
     with pytest.raises(KernelError) as refused:
         RestrictedFile(board.cpu, PageAllocator(FREE), size)

@@ -33,7 +33,7 @@ class Probe(File):
 
     def __init__(self) -> None:
         super().__init__()
-        self.released, self.admitted = 0, True
+        self.released, self.admitted = list[bool](), True
         self.seen = b""
 
     def admit(self, process: Process) -> None:
@@ -44,7 +44,7 @@ class Probe(File):
         return {1: Call("SWAP", _swap), 2: Call("FAIL", _fail), 3: Call("SLOW", _slow), 4: Call("NUMBER", _number)}
 
     def release(self) -> None:
-        self.released += 1
+        self.released.append(True)
 
 
 def _swap(file: Probe, process: Process, argument: Argument) -> int:
@@ -62,7 +62,7 @@ def _slow(file: Probe, process: Process, argument: Argument) -> Steps[int]:
     yield Step("first")
     argument.write(b"slow")
     yield Step("second")
-    return file.released
+    return 0
 
 
 def _number(file: Probe, process: Process, argument: Argument) -> int:
@@ -101,7 +101,7 @@ def test_the_lowest_free_number(steps: list[tuple[bool, int]]) -> None:
             model[expected] = file
         elif number in model:
             process.close(number)
-            assert model.pop(number).released == 1
+            assert model.pop(number).released == [True]
         else:
             with refused(errno.EBADF):
                 process.close(number)
@@ -121,7 +121,7 @@ def test_the_last_reference_releases(process: Process) -> None:
     with refused(errno.EBADF):
         other.file(third)
     process.close(second)
-    assert file.released == 1
+    assert file.released == [True]
 
 
 def test_no_descriptor_is_ebadf_everywhere(process: Process) -> None:
@@ -223,7 +223,7 @@ def test_a_call_holds_its_file(process: Process) -> None:
     assert not file.released
     assert [step.name for step in steps] == ["second"]
     assert buffer == b"slow"
-    assert file.released == 1
+    assert file.released == [True]
 
 
 def test_every_call_is_told_with_its_errno(host: Host, process: Process) -> None:

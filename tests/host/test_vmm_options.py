@@ -159,7 +159,7 @@ def test_files_that_are_not_there() -> None:
         (f"{SEV}{rest} -bios a.fd", "could not load PC BIOS 'a.fd'"),
         (f"{SEV}{rest} -bios sample.fd -kernel k", "could not open kernel file 'k': No such file or directory"),
         (f"{SEV},session-file=s{rest} -bios sample.fd", "failed to read 's' (No such file or directory)"),
-        (f"{SEV},sev-device=/dev/null{rest} -bios sample.fd", "/dev/null"),
+        (f"{SEV},sev-device=/dev/null{rest} -bios sample.fd", "Failed to open /dev/null 'No such file or directory'"),
     ):
         with pytest.raises((VmmError, OSError)) as caught:
             system.qemu(text)

@@ -18,7 +18,6 @@ REGISTERS = ["SET_SREGS", "SET_REGS"]
 PINNED = ["REG_REGION", "SET_USER_MEMORY_REGION"]
 PRIVATE = ["CREATE_GUEST_MEMFD", "SET_USER_MEMORY_REGION2"]
 RESTRICTED = ["memfd_restricted", "ftruncate", "SET_USER_MEMORY_REGION"]
-PINNED_RESTRICTED = ["REG_REGION", *RESTRICTED]
 SECTIONS = 7
 """Of the sample image; with the image itself that makes eight ranges."""
 SEV_END = ["LAUNCH_MEASURE", "LAUNCH_MEASURE", "LAUNCH_FINISH"]
@@ -40,11 +39,13 @@ ORDERS = {
         "GET_CPUID2", *(SECTIONS + 1) * ["SET_MEMORY_ATTRIBUTES", "SNP_LAUNCH_UPDATE"], "SNP_LAUNCH_FINISH",
     ],
     ("rfc-v7", "sev"): [
-        *SEV_BEGIN, "INIT", *BOTH_CAPS, "LAUNCH_START", *2 * PINNED_RESTRICTED, *2 * VCPU, "LAUNCH_UPDATE_DATA",
+        *SEV_BEGIN, "INIT", *BOTH_CAPS, "LAUNCH_START", *2 * RESTRICTED, *2 * VCPU,
+        *2 * ["SET_MEMORY_ATTRIBUTES"], "LAUNCH_UPDATE_DATA",
         *2 * REGISTERS, *SEV_END,
     ],
     ("rfc-v7", "sev-es"): [
-        *SEV_BEGIN, "ES_INIT", *BOTH_CAPS, "LAUNCH_START", *2 * PINNED_RESTRICTED, *2 * VCPU, "LAUNCH_UPDATE_DATA",
+        *SEV_BEGIN, "ES_INIT", *BOTH_CAPS, "LAUNCH_START", *2 * RESTRICTED, *2 * VCPU,
+        *2 * ["SET_MEMORY_ATTRIBUTES"], "LAUNCH_UPDATE_DATA",
         *2 * REGISTERS, *ES_END,
     ],
     ("rfc-v7", "snp"): [
@@ -97,6 +98,15 @@ def test_the_old_calls_on_a_new_kernel() -> None:
         guest = system.create_vm(kind=kind, memory="12 MiB", legacy_vm_type=True)
         assert [name for name in calls(log.events) if "INIT" in name] == [call]
         assert guest.vmm.vm.type == 0
+
+
+def test_series_v7_without_private_memory_pins() -> None:
+    system = host("rfc-v7")
+    log = system.record()
+    system.create_vm(kind="sev", memory="12 MiB", upm_mode=False).launch()
+    found = calls(log.events)
+    assert found[4:8] == ["INIT", "LAUNCH_START", *PINNED]
+    assert "memfd_restricted" not in found
 
 
 def test_kernel_hashes_follow_the_image() -> None:

@@ -168,6 +168,7 @@ ACTIVATE_EX = Spec(
     lambda: with_pages(of_handle("LUPDATE", 0, length=0x18, asid=PLAIN_ASID, numids=1, ids_paddr=LIST), apic_ids=[0]),
     [
         WORKING, length_row(0x18), BAD_HANDLE, ASID_OUT,
+        Row("unsupported", 0x15, lambda w, r: "no ACTIVATE_EX" in w.faults, [fault("no ACTIVATE_EX")]),
         Row("numids", 0x16, lambda w, r: not 0 < r.numids <= 1024, [ask(numids=0), ask(numids=1025)]),
         Row("APIC id not present", 0x03, lambda w, r: any(i >= len(w.cores) for i in r.apic_ids), [ask(apic_ids=[2])]),
         *_asid_rows(again=True),

@@ -173,7 +173,7 @@ def test_choosing_rows() -> None:
     assert bench.chosen("") == bench.ROWS
     assert {row.name for row in bench.chosen("e1,E5")} == {"E1", "E5"}
     assert {row.name[0] for row in bench.chosen("e")} == {"E"}
-    with pytest.raises(click.UsageError, match="no row is called 'q'; rows: D1, D2"):
+    with pytest.raises(click.UsageError, match="no row is called 'q'; rows: A1, A2, "):
         bench.chosen("E1,q")
 
 

@@ -18,6 +18,7 @@ from snpbook.host.steps import Step, Steps
 from snpbook.spec.commands import Command
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.trace import PagesCopied
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.sev_call import SevCall
@@ -50,6 +51,8 @@ def _update_slot(vm: Vm, call: SevCall, slot: Memslot, gfns: range) -> Steps[Non
         frames = private.frames(slot, gfns[done : done + most])
         part = gfns[done : done + len(frames)]
         cpu.write_pages(as_pages(frames), cpu.read_pages(as_pages(slot.shared_frames(vm.process.space, part))))
+        if cpu.trace:
+            cpu.trace.emit(PagesCopied(pages=len(frames)))
         for _, run in runs(frames):
             start, size = run.start << PAGE_SHIFT, len(run) << PAGE_SHIFT
             cpu.clflush(start, size)

@@ -69,7 +69,8 @@ def serve_rmp_fault(vm: Vm, gfn: int, error: FaultError) -> Steps[None]:
     if slot is None:
         return
     frames, private = slot.shared_frames(vm.process.space, gfns), bool(error & FaultError.ENCRYPTED)
-    if bool(is_assigned(vm.kernel.cpu, frames)[0]) != private:
+    mismatch = bool(error & FaultError.SIZE_MISMATCH)
+    if not mismatch and bool(is_assigned(vm.kernel.cpu, frames)[0]) != private:
         converted(vm, gfns, private=private)
         return
     if is_large(vm.kernel.cpu, frames)[0]:

@@ -28,6 +28,7 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
 from snpbook.spec.status import Status
 from snpbook.spec.uapi_kvm import EHWPOISON
 from snpbook.spec.uapi_sev import LAUNCH_PAGES
+from snpbook.trace import PagesCopied
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.sev_call import SevCall
@@ -107,6 +108,8 @@ def _fill(vm: Vm, call: SevCall, slot: Memslot, gfns: range, source: int | None,
         failure = fault or failure
         frames = frames[: len(data)]
         cpu.write_pages(as_pages(frames), data)
+        if cpu.trace:
+            cpu.trace.emit(PagesCopied(pages=len(frames)))
     if not len(frames):
         return 0, failure
     done, refused = add_pages(vm, call, frames, page_numbers(gfns[: len(frames)]), kind)
@@ -222,6 +225,8 @@ def _launch_run(vm: Vm, call: SevCall, slot: Memslot, gfns: range, frames: Words
     """Copy the shared side of a run, whatever the page type is, and add it."""
     cpu = vm.kernel.cpu
     cpu.write_pages(as_pages(frames), cpu.read_pages(as_pages(slot.shared_frames(vm.process.space, gfns))))
+    if cpu.trace:
+        cpu.trace.emit(PagesCopied(pages=len(frames)))
     _, failure = add_pages(vm, call, frames, page_numbers(gfns), kind)
     if failure is not None:
         raise failure

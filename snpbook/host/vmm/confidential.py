@@ -5,6 +5,8 @@ Source: QEMU target/i386/sev.c (sev_common_kvm_init, sev_launch_start, sev_snp_l
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 from snpbook.host.refusal import KernelError
@@ -59,18 +61,17 @@ def _open_device(vmm: Vmm) -> None:
     assert vmm.object is not None
     try:
         vmm.sev_fd = vmm.process.open(vmm.object.sev_device)
-    except KernelError:
-        vmm.report(f"{_INIT}: Failed to open {vmm.object.sev_device}")
+    except KernelError as error:
+        vmm.report(f"{_INIT}: Failed to open {vmm.object.sev_device} '{os.strerror(error.errno or errno.EIO)}'")
         raise
     number = {command: each for each, command in COMMANDS.items()}[PspCommand.PLATFORM_STATUS]
     with vmm.scratch.placed(bytes(STATUS.size)) as address:
         asked = bytearray(CMD.pack(cmd=number, data=address))
-        try:
-            vmm.process.ioctl(vmm.sev_fd, ISSUE_CMD, asked)
-        except KernelError:
-            vmm.fw_error = CMD.unpack(asked).error
-            vmm.report(f"{_INIT}: failed to get platform status")
-            raise
+        with vmm.reporting(f"{_INIT}: failed to get platform status"):
+            try:
+                vmm.process.ioctl(vmm.sev_fd, ISSUE_CMD, asked)
+            finally:
+                vmm.fw_error = CMD.unpack(asked).error
         status = STATUS.unpack(vmm.process.load(address, STATUS.size))
     if vmm.kind is GuestKind.SEV_ES and not status.flags & STATUS_FLAG_ES:
         raise VmmError(f"{_INIT}: guest policy requires SEV-ES, but host SEV-ES support unavailable")

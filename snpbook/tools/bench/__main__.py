@@ -10,10 +10,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import digest, encryption, guests, launch, memory, rmp
+from snpbook.tools.bench import conversions, digest, encryption, guests, launch, memory, rmp, verification
 from snpbook.tools.bench.measure import STEADY, Kind, Measurement, NotMeasurableError, Row, measure
 
-ROWS = [*encryption.ROWS, *rmp.ROWS, *memory.ROWS, *launch.ROWS, *digest.ROWS, *guests.ROWS]
+ROWS = [
+    *encryption.ROWS,
+    *rmp.ROWS,
+    *memory.ROWS,
+    *launch.ROWS,
+    *digest.ROWS,
+    *guests.ROWS,
+    *conversions.ROWS,
+    *verification.ROWS,
+]
 
 _FINE = ("holds", "reported", "left out")
 _FILE_WIDTH = 120  # of the table where no terminal sets one

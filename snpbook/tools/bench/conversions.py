@@ -1,0 +1,55 @@
+"""Rows C: pages of a guest made private and shared again, on each back end that the host takes part in.
+
+Time per page of 2^18 pages is held against that of 2^10: nothing grows with the size of a conversion.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from snpbook.host.kvm import registered
+from snpbook.host.vmm.exits import convert
+from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.spec.private_memory import Backend, cell
+from snpbook.system import System
+from snpbook.tools.bench.measure import Comparison, Row, Work, at_most
+
+FEW, MANY = 1 << 10, 1 << 18
+_FIRST = 16 << 20 >> PAGE_SHIFT
+"""Behind all that a launch measures."""
+_CELLS = (
+    ("snp", Backend.REGISTERED),
+    ("sev", Backend.LAZY),
+    ("snp", Backend.RESTRICTED),
+    ("snp", Backend.GUEST_MEMFD),
+)
+
+
+def _back_and_forth(kind: str, backend: Backend) -> Comparison:
+    system = System("genoa", "bench", installed=8 << 30)
+    system.host.registered_snp = (kind, backend) == ("snp", Backend.REGISTERED)
+    system.host.boot(cell(kind, backend).era)
+    guest = system.create_vm(memory=(_FIRST + MANY) << PAGE_SHIFT, kind=kind)
+    guest.launch()
+    vm = guest.vmm.vm
+
+    def work(count: int) -> Work:
+        def run() -> None:
+            for private in (True, False):
+                if vm.in_place:
+                    registered.convert(vm, range(_FIRST, _FIRST + count), private=private)
+                else:
+                    convert(guest.vmm, _FIRST << PAGE_SHIFT, count << PAGE_SHIFT, private=private)
+
+        return run
+
+    return Comparison(work(FEW), work(MANY), 2 * FEW, 2 * MANY)
+
+
+ROWS = [
+    Row(
+        f"C{number}", f"conversion of 2^18 pages : of 2^10, {kind} {backend}", at_most(1.3),
+        partial(_back_and_forth, kind, backend), units="pages",
+    )
+    for number, (kind, backend) in enumerate(_CELLS, 1)
+]  # fmt: skip
