@@ -17,7 +17,7 @@ from typing import Any
 from snpbook.attest.appraise import Policy, appraise, check_nonce
 from snpbook.attest.bundle import Bundle
 from snpbook.attest.certs import Certificate
-from snpbook.attest.checks import MalformedEvidence, NotGenuine, Result
+from snpbook.attest.checks import Check, MalformedEvidence, NotGenuine, Result
 from snpbook.attest.evidence import Evidence
 from snpbook.attest.roots import Roots
 from snpbook.attest.verify import verify
@@ -76,18 +76,23 @@ class Kit:
 
     def judge(self, roots: Roots) -> Verdict:
         """What snpbook's own verifier says of it."""
+        return self.checked(roots)[0]
+
+    def checked(self, roots: Roots) -> tuple[Verdict, tuple[Check, ...]]:
+        """The same with every check that was made; all rules of the policy are, even where one fails."""
         try:
-            report = Evidence.read(self.report).report
+            evidence = Evidence.read(self.report)
             crls = Bundle.read(self.crl).crls if self.crl else ()
-            verified = verify(report, self.readable, roots, self.now, crls=crls)
+            verified = verify(evidence.report, self.readable, roots, self.now, crls=crls)
         except MalformedEvidence:
-            return Verdict(Stage.MALFORMED)
+            return Verdict(Stage.MALFORMED), ()
         except NotGenuine as refusal:
-            return Verdict(Stage.NOT_GENUINE, refusal.check)
-        checks = list(appraise(verified, Policy(**self.policy)).checks)
-        checks += [check_nonce(verified, self.nonce)] if self.nonce is not None else []
-        failed = [check.name for check in checks if check.result is Result.FAILED]
-        return Verdict(Stage.REFUSED, failed[0]) if failed else Verdict(Stage.ACCEPTED)
+            return Verdict(Stage.NOT_GENUINE, refusal.check), refusal.checks
+        wanted = list(appraise(verified, Policy(**self.policy), evidence.table).checks)
+        wanted += [check_nonce(verified, self.nonce)] if self.nonce is not None else []
+        failed = [check.name for check in wanted if check.result is Result.FAILED]
+        verdict = Verdict(Stage.REFUSED, failed[0]) if failed else Verdict(Stage.ACCEPTED)
+        return verdict, (*verified.checks, *wanted)
 
     def files(self, defect: str | None, expected: Verdict) -> dict[str, bytes]:
         """What a directory of evidence holds, by path; the paths have forward slashes."""

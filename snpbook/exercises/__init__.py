@@ -5,6 +5,7 @@ Each exercise is proven by its own reference and wrong answers. The modules of a
 """
 
 from snpbook.exercises import (
+    attestation,
     first_light,
     guest_launch,
     host_faults,
@@ -22,6 +23,7 @@ from snpbook.exercises.desk import check, hint, task
 from snpbook.exercises.registry import exercise, exercises
 
 __all__ = [
+    "attestation",
     "check",
     "exercise",
     "exercises",

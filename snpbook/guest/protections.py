@@ -53,15 +53,18 @@ class Protections:
         return f"Memory Encryption Features active: AMD {' '.join(names)}" if names else "no memory encryption"
 
 
-async def find(cpu: GuestCpu, status: int | None = None) -> Protections:
-    """Ask CPUID whether SEV is on and where the C-bit is, and the processor for SEV_STATUS unless it is known.
+async def find(cpu: GuestCpu) -> Protections:
+    """Ask CPUID whether the processor has SEV and where the C-bit is, and the processor whether it is on.
 
     `ValueError` for a C-bit that cannot be one.
     """
     highest = await cpu.cpuid(RANGES[-1])
     if not is_sev(highest.eax, (leaf := await cpu.cpuid(ENCRYPTED_MEMORY_LEAF)).eax):
         return Protections()
+    status: int = await cpu.rdmsr(Msr.SEV_STATUS)
+    if not status & spec.SEV_STATUS_SEV:
+        return Protections()
     c_bit = leaf.decode(ENCRYPTED_MEMORY).c_bit
     if c_bit < C_BIT_LEAST:
         raise ValueError(f"C-bit {c_bit}: at least {C_BIT_LEAST}")
-    return Protections(await cpu.rdmsr(Msr.SEV_STATUS) if status is None else status, c_bit)
+    return Protections(status, c_bit)

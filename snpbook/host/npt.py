@@ -89,13 +89,16 @@ class NestedTables:
         return count if there.all() else int(np.argmin(there))
 
     def zap(self, gfn: int, count: int) -> None:
-        """Remove the mappings of a run of guest pages."""
+        """Remove the mappings of a run of guest pages; a 2 MB leaf goes as a whole."""
         self.changes += 1
         first, last = gfn // PTES_PER_TABLE, (gfn + count - 1) // PTES_PER_TABLE
         numbers = range(first, last + 1)
-        there = numbers if len(numbers) < len(self._tables) else [n for level, n in self._tables if level == 0]
-        for number in there:
-            if number in numbers and (0, number) in self._tables:
+        many = len(numbers) >= len(self._tables)  # then what there is takes less time to look through
+        for number in [*self._large] if many else numbers:
+            if number in self._large and number in numbers:
+                self._link(1, number, 0)
+        for number in [n for level, n in self._tables if level == 0] if many else numbers:
+            if number in numbers and (0, number) in self._tables and number not in self._unlinked:
                 start = max(gfn, number * PTES_PER_TABLE)
                 stop = min(gfn + count, (number + 1) * PTES_PER_TABLE)
                 self._write(self._tables[0, number], start % PTES_PER_TABLE, np.zeros(stop - start, np.uint64))
@@ -138,7 +141,9 @@ class NestedTables:
         """Store the entry number `number` of all tables of a level."""
         if level == 1:
             table = entry and not entry & PTE_LARGE
-            self._large.discard(number)
+            if number in self._large:
+                self._large.discard(number)
+                self._tell(range(number * PTES_PER_TABLE, (number + 1) * PTES_PER_TABLE), mapped=False)
             self._unlinked.discard(number) if table else self._unlinked.add(number)
         self._write(self._table(level, number >> _INDEX_BITS), number % PTES_PER_TABLE, np.array([entry], np.uint64))
 

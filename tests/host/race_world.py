@@ -12,7 +12,7 @@ from snpbook.hardware.exits import GuestException
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.host.kvm.vcpu import VcpuFile
 from snpbook.host.refusal import KernelError
-from snpbook.host.steps import Steps
+from snpbook.host.steps import Steps, finish
 from snpbook.spec.process import Advice
 from tests.host import invariants
 from tests.host.sev_hosts import ATTRIBUTES, ATTRIBUTES_V10, DEFAULT, PAGE, SET_REGION, SET_REGION2, SNP
@@ -110,8 +110,7 @@ class World:
         return self.vm.start_op(101, struct.pack("<QQQBBHI32x", gfns.start, address, size, 1, 0, 0, 0))[1]
 
     def update(self, gfns: range) -> None:
-        for _ in self.updating(gfns):
-            pass
+        finish(self.updating(gfns))
 
     def setting(self, pages: int) -> Steps[int]:
         """KVM_SET_USER_MEMORY_REGION of slot 0, with as many pages; 0 deletes it."""
@@ -121,8 +120,7 @@ class World:
         return self.process.calling(self.vm.fd, number, bytearray(region))
 
     def region(self, pages: int) -> None:
-        for _ in self.setting(pages):
-            pass
+        finish(self.setting(pages))
 
     def pre_faulting(self, gfns: range) -> Steps[int]:
         request = struct.pack("<QQQ40x", gfns.start * PAGE, len(gfns) * PAGE, 0)
@@ -187,8 +185,7 @@ class World:
 def drive(steps: Steps[Any]) -> int:
     """A call to its end: 0, or the errno that it fails with."""
     try:
-        for _ in steps:
-            pass
+        finish(steps)
     except KernelError as error:
         return error.errno or 0
     return 0

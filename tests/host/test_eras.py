@@ -239,9 +239,11 @@ def _(era: str) -> Observed:
     vm = host.vm(DEFAULT if era == V7 else 1)
     vm.add_private_memory(4)
     vcpu = vm.create_vcpu()
-    dirty = host.process.mmap(512 * PAGE)
-    host.process.store(dirty, b"\xaa" * 512 * PAGE)
-    host.process.munmap(dirty, 512 * PAGE)
+    dirty = [host.process.mmap(PAGE) for _ in range(512)]
+    for address in dirty:
+        host.process.store(address, b"\xaa" * PAGE)
+    for address in dirty:
+        host.process.munmap(address, PAGE)
     vm.make_private(range(4))
 
     async def program(cpu: GuestCpu) -> bytes:
@@ -293,9 +295,9 @@ def _(era: str) -> Observed:
     return tried(lambda: vm.op(16, bytes(12))) == errno.EPERM
 
 
-@probe("launch_start_checked", v7=(errno.EIO, OK), mainline=(errno.EINVAL, errno.EINVAL))
+@probe("launch_start_checked", v7=(errno.EIO, errno.EIO), mainline=(errno.EINVAL, errno.EINVAL))
 def _(era: str) -> Observed:
-    """A policy without its bit 17; a second start."""
+    """A policy without its bit 17; a second start, whose ASID the first context still has."""
     host = Host(era)
     refused = tried(lambda: new_guest(host).snp_start(policy=0x10000))
     vm = new_guest(host)
@@ -320,9 +322,9 @@ def _(era: str) -> Observed:
 def _(era: str) -> Observed:
     made = world(era, launch=False)
     if era == V7:
-        return tried(lambda: made.vm.snp_update_v7(made.shared, PAGE, kind=2))
+        return tried(lambda: made.vm.snp_update_v7(made.shared, PAGE, kind=7))
     made.make_private(range(1))
-    return tried(lambda: made.vm.snp_update(0, made.shared, PAGE, kind=2))
+    return tried(lambda: made.vm.snp_update(0, made.shared, PAGE, kind=7))
 
 
 @probe("launch_sets_attribute", v7=OK, mainline=errno.EIO)

@@ -73,6 +73,8 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
         return _memory_fault(vcpu, gfns.start, private)
     yield Step("fault: frames")
     frames = _frames(vcpu, slot, gfns, private)
+    if frames is None:
+        return False
     yield Step("fault: map")
     if vm.mmu.sequence == sequence and not vm.mmu.busy(gfns):
         side = private or vm.in_place
@@ -80,13 +82,18 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
     return False
 
 
-def _frames(vcpu: Vcpu, slot: Memslot, gfns: range, private: bool) -> Words:
-    """The frames of the chosen side; what a private file answers is told as a memory fault where the era does so."""
+def _frames(vcpu: Vcpu, slot: Memslot, gfns: range, private: bool) -> Words | None:
+    """The frames of the chosen side; what a private file answers is told as a memory fault where the era does so.
+
+    In the v7 series it is not told, and the guest faults again: None.
+    """
     if not private or slot.private is None:
         return slot.shared_frames(vcpu.vm.process.space, gfns)
     try:
         return slot.private.frames(slot, gfns)
     except KernelError as error:
+        if not vcpu.vm.kernel.era.private_fault_errors:
+            return None
         _tell(vcpu, gfns.start, private)
         raise KernelError(error.errno or errno.EFAULT, error.rule, error.expected, error.found, error.cite) from error
 

@@ -1,0 +1,105 @@
+"""The verifier's desk: good evidence, a switch for each thing that can be tampered with, and the verifier's lights.
+
+Files of the reader's own take the place of the evidence: a real report with its certificates is judged by AMD's roots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import ipywidgets as w
+
+from snpbook.attest.bundle import Bundle
+from snpbook.attest.checks import MalformedEvidence, NotGenuine
+from snpbook.attest.roots import ROOT_SETS, named_roots
+from snpbook.evidence.kit import Kit
+from snpbook.evidence.make import DEFECTS
+from snpbook.evidence.maker import Maker, Recipe
+from snpbook.views.static import Static
+from snpbook.views.verifier_steps import verifier_steps
+from snpbook.widgets.view import Panel, View
+
+_YEARS = timedelta(days=10 * 366)
+TAMPERS: Mapping[str, str] = {
+    "bit": "a bit of the measurement",
+    "tcb": "a certificate of another TCB",
+    "certificate": "a bit of the certificate's signature",
+    "nonce": "the nonce of another request",
+    "time": "ten years later",
+}
+"""What the switches do, by name, in the order in which they are applied."""
+_SPOILS = {"bit": "changed-measurement", "tcb": "wrong-tcb", "certificate": "vek-signature", "nonce": "replayed-nonce"}
+
+
+class AttestationDesk(View, w.VBox):
+    """Evidence and its verdict. `switches` are the controls by the names of `TAMPERS`, `roots` says whom to trust."""
+
+    def __init__(self, now: datetime, product: str = "genoa", seed: str = "attestation") -> None:
+        self._maker = Maker(Recipe(now, product, seed=seed))
+        self._good = replace(self._maker.kit(), nonce=self._maker.fields["report_data"])
+        self._own: Kit | None = None
+        self.switches = {name: w.Checkbox(False, description=tells, indent=False) for name, tells in TAMPERS.items()}
+        self.roots = w.Dropdown(options=ROOT_SETS, value="toy", description="Roots")
+        self.files = w.FileUpload(multiple=True, description="Your own report and certificates")
+        self.files.layout.width = "280px"
+        self.result: Panel[Kit] = Panel(self._render, self.kit)
+        for control in (*self.switches.values(), self.roots):
+            control.observe(self._draw, "value")
+        self.files.observe(self._uploaded, "value")
+        super().__init__([w.VBox(list(self.switches.values())), w.HBox([self.roots, self.files]), self.result])
+
+    @property
+    def kit(self) -> Kit:
+        """The evidence on the desk, tampered with as the switches say; the reader's own is left as it is."""
+        if self._own is not None:
+            return self._own
+        kit = self._good
+        for name, defect in _SPOILS.items():
+            if self.switches[name].value:
+                kit = DEFECTS[defect].spoil(self._maker, kit)
+        return replace(kit, now=kit.now + _YEARS) if self.switches["time"].value else kit
+
+    def tamper(self, **switches: bool) -> Static:
+        """Turn all switches off but those that are named: the lights."""
+        for name, control in self.switches.items():
+            control.value = switches.get(name, False)
+        return self.static()
+
+    def load(self, files: Mapping[str, bytes], roots: str = "amd") -> Static:
+        """Put other evidence on the desk: a report and certificates, told apart by what they hold; none takes it away.
+
+        `ValueError` where there is no report among the files.
+        """
+        certificates: dict[str, bytes] = {}
+        reports: list[bytes] = []
+        for name, data in files.items():
+            try:
+                Bundle.read(data)
+            except (MalformedEvidence, NotGenuine):
+                reports.append(data)
+            else:
+                certificates[name] = data
+        if files and len(reports) != 1:
+            raise ValueError(f"{len(reports)} of these files may be a report: give one, and its certificates")
+        self._own = Kit(reports[0], certificates, b"", self._good.now) if files else None
+        self.roots.value = roots if files else "toy"
+        self._draw(None)
+        return self.static()
+
+    def static(self) -> Static:
+        return self.result.static()
+
+    def _uploaded(self, _: object) -> None:
+        given: tuple[Mapping[str, Any], ...] = self.files.value
+        self.load({file["name"]: bytes(file["content"]) for file in given})
+
+    def _draw(self, _: object) -> None:
+        self.result.show(self.kit)
+
+    def _render(self, kit: Kit) -> Static:
+        verdict, checks = kit.checked(named_roots(self.roots.value))
+        told = verdict.stage.name.lower().replace("_", " ")
+        return verifier_steps(checks, f"{told}: {verdict.check}" if verdict.check else told)
