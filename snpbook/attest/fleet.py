@@ -67,9 +67,7 @@ def verify_fleet(
         yield from verdicts
 
 
-def judge_batch(
-    items: Sequence[FleetItem], roots: Roots, now: datetime, policy: Policy | None
-) -> list[FleetVerdict]:
+def judge_batch(items: Sequence[FleetItem], roots: Roots, now: datetime, policy: Policy | None) -> list[FleetVerdict]:
     """One batch, wherever it is done."""
     return [_judge(item, roots, now, policy) for item in items]
 

@@ -73,7 +73,9 @@ def evidence() -> None:
 
 @evidence.command
 @click.argument("directory", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--product", type=click.Choice(list(PRODUCT_LINES), case_sensitive=False), default="genoa", show_default=True)
+@click.option(
+    "--product", type=click.Choice(list(PRODUCT_LINES), case_sensitive=False), default="genoa", show_default=True
+)
 @click.option("--signer", type=click.Choice(list(SIGNERS)), default="vcek", show_default=True, help="Whose key signs.")
 @click.option("--report-version", type=click.Choice([*map(str, VERSIONS)]), help="Default: the firmware's.")
 @click.option("--tcb", type=TcbText(), metavar="NAME=N,...", help="TCB of report and VEK (default: the firmware's).")

@@ -33,5 +33,7 @@ def make(recipe: Recipe, defect: str | None = None) -> tuple[Kit, Verdict]:
     kit = chosen.spoil(maker, good)
     met = kit.judge(named_roots(ROOT_SET))
     if met != chosen.verdict:
-        raise ValueError(f"defect: with these values {defect} does not show: the verdict is {met.check or met.stage.name}")
+        raise ValueError(
+            f"defect: with these values {defect} does not show: the verdict is {met.check or met.stage.name}"
+        )
     return kit, chosen.verdict

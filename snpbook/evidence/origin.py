@@ -218,7 +218,8 @@ _LAST = VERSIONS[-1]
 
 _FORMAT: _Rows = (
     ("report-version-1", "the report's version is older than any", "report.version", _fields(version=1)),
-    ("report-version-newer", "the report's version is newer than any known", "report.version", _fields(version=_LAST + 1)),
+    ("report-version-newer", "the report's version is newer than any known", "report.version", _fields(
+        version=_LAST + 1)),
     ("policy-bit-17-clear", "a bit of the guest policy that must be one is zero", "report.policy.one", _word(
         "policy", lambda word: word & ~int.from_bytes(POLICY.pack(one=1), "little"))),
     ("policy-reserved-bit", "a reserved bit of the guest policy is set", "report.policy.reserved", _word(

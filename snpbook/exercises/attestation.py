@@ -6,11 +6,12 @@ What is expected is asked of the relying party's own code and of the key derivat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from snpbook.attest.appraise import Policy, appraise
 from snpbook.attest.release import report_data
-from snpbook.exercises.pieces import AUTHOR, NONCE, TCB, pieces
+from snpbook.exercises.pieces import AUTHOR, NONCE, TCB, Piece, pieces
 from snpbook.exercises.registry import Answer, Case, Exercise, Wrong, register
 from snpbook.firmware.keys import hashsticks, lower_stick
 from snpbook.spec.policy import Tcb
@@ -127,8 +128,8 @@ COMPARING = register(
         difficulty=1,
         prerequisites=(),
         task=(
-            "`tcb` and `minimum` are two TCB_VERSIONs of a Genoa as numbers: boot loader, TEE, four reserved bytes, SNP "
-            "firmware, microcode, from the lowest byte to the highest. Return whether `tcb` is new enough."
+            "`tcb` and `minimum` are two TCB_VERSIONs of a Genoa as numbers: boot loader, TEE, four reserved bytes, "
+            "SNP firmware, microcode, from the lowest byte to the highest. Return whether `tcb` is new enough."
         ),
         stub=TCB_STUB,
         reference=new_enough,
@@ -138,7 +139,7 @@ COMPARING = register(
             "tcb.to_bytes(8, 'little') gives the components.",
             "all(mine >= least for mine, least in zip(...))",
         ),
-        solution="A hole in any one component is a hole: so each must be at least what is asked, whatever the others are.",
+        solution="A hole in one component is a hole: each must be at least what is asked, whatever the others are.",
         cases=_tcb_cases,
     )
 )
@@ -147,21 +148,22 @@ COMPARING = register(
 
 
 def _policy_cases() -> list[Case]:
-    def run(answer: Answer, index: int) -> object:
+    def run(piece: Piece, answer: Answer) -> object:
         wanted = answer(NONCE, AUTHOR, TCB)
         if not isinstance(wanted, Mapping):
             return wanted
-        return "accepted" if appraise(pieces()[index].verified, Policy(**wanted)).accepted else "refused"
+        return "accepted" if appraise(piece.verified, Policy(**wanted)).accepted else "refused"
 
+    fine = "nothing is wrong with this one: ask for no more than you need"
     return [
         Case(
             piece.name,
-            lambda answer, index=index: run(answer, index),
+            partial(run, piece),
             "refused" if piece.fault else "accepted",
-            piece.fault or "nothing is wrong with this one: ask for no more than you need",
+            piece.fault or fine,
             "snpbook.attest.appraise",
         )
-        for index, piece in enumerate(pieces())
+        for piece in pieces()
     ]
 
 
@@ -199,8 +201,8 @@ DECIDING = register(
         prerequisites=("attestation.1", "attestation.2"),
         task=(
             "`lab.pieces()` shows twelve pieces of genuine evidence; seven are acceptable. `nonce` is what REPORT_DATA "
-            "must be, `author` the digest of the author key that you trust, `tcb` what you ask for at least. Return the "
-            "options of a policy, as a dict, that admits exactly the seven."
+            "must be, `author` the digest of the author key that you trust, `tcb` what you ask for at least. Return "
+            "the options of a policy, as a dict, that admits exactly the seven."
         ),
         stub=POLICY_STUB,
         reference=policy,
@@ -210,10 +212,10 @@ DECIDING = register(
             Wrong(_too_strict, "ask for no more than you need"),
         ),
         hints=(
-            "Debugging is refused unless you allow it. For each of the others that you do not want, find the field that "
-            "gives it away.",
-            "The options have the names of snpbook.attest.appraise.Policy: report_data, vmpl, minimum_tcb and one about "
-            "keys.",
+            "Debugging is refused unless you allow it. For each of the others that you do not want, find the field "
+            "that gives it away.",
+            "The options have the names of snpbook.attest.appraise.Policy: report_data, vmpl, minimum_tcb and one "
+            "about keys.",
             "A digest of zeros is never a trusted one: trusted_author_key_hashes=[author] catches the last.",
         ),
         solution=(

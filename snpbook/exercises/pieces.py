@@ -53,7 +53,7 @@ def pieces() -> tuple[Piece, ...]:
     debug = int.from_bytes(POLICY.pack(one=1, smt=1, debug=1), "little")
     no_smt = int.from_bytes(POLICY.pack(one=1), "little")
     newer, older = replace(TCB, snp=TCB.snp + 1), replace(TCB, snp=TCB.snp - 1, microcode=TCB.microcode + 9)
-    held = dict.fromkeys(("current_tcb", "committed_tcb", "launch_tcb"), int(newer))
+    held: dict[str, Any] = dict.fromkeys(("current_tcb", "committed_tcb", "launch_tcb"), int(newer))
     empty = bytes(len(AUTHOR))
     return (
         _piece("an ordinary guest"),

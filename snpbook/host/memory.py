@@ -19,7 +19,7 @@ from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
-from snpbook.trace import PagesMoved
+from snpbook.trace import Message, PagesMoved
 
 Flags = NDArray[np.bool_]
 _ABSENT = np.uint64(0)
@@ -288,7 +288,12 @@ class RestrictedFile(PageFile):
     """memfd_restricted: no read, write or mmap; pages stay where they are and are not zeroed."""
 
     def _give_back(self, frames: Words) -> None:
-        make_shared(self.cpu, frames)
+        """The hypervisor's again. A page that its RMP entry does not let go is only warned of, and free (Linux)."""
+        try:
+            make_shared(self.cpu, frames)
+        except KernelError as error:
+            if self.cpu.trace:
+                self.cpu.trace.emit(Message(source="kernel", text=f"SEV: Failed to update RMP entry: {error}"))
         super()._give_back(frames)
 
 

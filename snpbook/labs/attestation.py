@@ -1,8 +1,8 @@
-"""The chapter on attestation: a report and its chain, the verifier's desk, a broker with a secret, and thirteen pieces."""
+"""The chapter on attestation: a report and its chain, the verifier's desk, a broker, and thirteen pieces to judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from snpbook.attest.appraise import Policy, appraise
@@ -68,7 +68,7 @@ class Lab:
 
     def pieces(self) -> Static:
         """The twelve, by what their reports say."""
-        return _listed("Twelve pieces of evidence", pieces())
+        return _listed("Twelve pieces of evidence", dict(enumerate(pieces(), 1)))
 
     def thirteenth(self, policy: Policy) -> str:
         """What a policy says of the thirteenth."""
@@ -76,7 +76,7 @@ class Lab:
 
     def last(self) -> Static:
         """The thirteenth beside the first."""
-        return _listed("The first and the thirteenth", (pieces()[0], thirteenth()))
+        return _listed("The first and the thirteenth", {1: pieces()[0], len(pieces()) + 1: thirteenth()})
 
     def _rng(self) -> Callable[[int], bytes]:
         def draw(size: int) -> bytes:
@@ -86,9 +86,9 @@ class Lab:
         return draw
 
 
-def _listed(caption: str, shown: tuple[Piece, ...]) -> Static:
+def _listed(caption: str, shown: Mapping[int, Piece]) -> Static:
     rows = []
-    for number, piece in enumerate(shown, 1):
+    for number, piece in shown.items():
         fields = piece.verified.report.fields
         rows.append(
             (

@@ -20,13 +20,14 @@ _ROW, _CELL, _LEFT, _TOP, _TALL = 32, 19, 52, 22, 15
 def report_map(raw: bytes) -> Static:
     """The map and the table; bytes without a field are grey, those that are not zero are filled darker."""
     report = Report.parse(raw)
-    rows = [
-        (name, ATTESTATION_REPORT.fields[name].where, _show(value))
-        for name, value in report.named.items()
-    ]
+    rows = [(name, ATTESTATION_REPORT.fields[name].where, _show(value)) for name, value in report.named.items()]
     signed = f"Signed: bytes 0 to {SIGNED_SIZE - 1:#x}. Source: {ATTESTATION_REPORT.cite}"
-    listing = table("Attestation report, 1184 bytes", ["field", "place", "value"], rows, mono=["place", "value"], note=signed)
-    alt = f"Byte map of an attestation report of version {report.fields.version}: 37 rows of 32 bytes, coloured by field."
+    listing = table(
+        "Attestation report, 1184 bytes", ["field", "place", "value"], rows, mono=["place", "value"], note=signed
+    )
+    alt = (
+        f"Byte map of an attestation report of version {report.fields.version}: 37 rows of 32 bytes, coloured by field."
+    )
     return Static(listing.text, Markup(image(_picture(raw), alt), alt) + listing.html)
 
 

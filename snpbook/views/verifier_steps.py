@@ -40,7 +40,9 @@ def _light(made: Sequence[Check]) -> tuple[str, str]:
     passed = sum(check.result is Result.PASSED for check in made)
     if failed:
         first = failed[0]
-        return mark(Result.FAILED, "failed"), f"{first.name}: expected {show(first.expected)}, found {show(first.found)}"
+        return mark(
+            Result.FAILED, "failed"
+        ), f"{first.name}: expected {show(first.expected)}, found {show(first.found)}"
     if passed:
         return mark(Result.PASSED, "passed"), f"{passed} passed"
     return mark(Result.SKIPPED, "not reached" if not made else "skipped"), ""

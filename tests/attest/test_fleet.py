@@ -3,7 +3,6 @@
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -109,7 +108,7 @@ def test_each_stage_is_told() -> None:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
+def directory(tmp_path: Path) -> Path:
     vcek, *above = fleet()[0].certificates
     (tmp_path / "certs").mkdir()
     for number, der in enumerate(above):
@@ -121,9 +120,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("spoil", "code"), [("", 0), ("malformed", 2), ("not genuine", 3), ("refused", 4), ("all", 2)]
-)
+@pytest.mark.parametrize(("spoil", "code"), [("", 0), ("malformed", 2), ("not genuine", 3), ("refused", 4), ("all", 2)])
 def test_the_command_ends_with_the_worst(
     directory: Path, capsys: pytest.CaptureFixture[str], spoil: str, code: int
 ) -> None:
@@ -138,7 +135,9 @@ def test_the_command_ends_with_the_worst(
     assert main(["fleet", "verify", str(directory), *options]) == code
     captured = capsys.readouterr()
     rows = [json.loads(line) for line in captured.out.splitlines()]
-    assert [row["name"] for row in rows] == sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".hex"))
+    assert [row["name"] for row in rows] == sorted(
+        path.name for path in directory.iterdir() if path.suffix in (".bin", ".hex")
+    )
     assert captured.err.count("\n") <= 2
 
 

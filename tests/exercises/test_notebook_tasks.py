@@ -14,6 +14,7 @@ CHAPTERS = {
     "03_secure_processor.ipynb": "secure_processor",
     "04_host_setup.ipynb": "host_setup",
     "05_guest_launch.ipynb": "guest_launch",
+    "07_attestation.ipynb": "attestation",
 }
 WORDS = {1: "easy", 2: "middling", 3: "hard"}
 HEAD = re.compile(r"^\*\*(\d)\. (.+?)\*\* \((\d+) minutes, (\w+)(?:; needs (.+?))?\) (.+)", re.MULTILINE)

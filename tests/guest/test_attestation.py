@@ -16,7 +16,8 @@ from snpbook.host.kvm import guest_requests
 from snpbook.host.kvm.exchange import Exchange
 from snpbook.spec.status import Status
 from snpbook.system import Guest
-from tests.machines import PAGE, booted, launched, poke_private, private_bytes
+from tests.guest.booted import fresh
+from tests.machines import PAGE, poke_private, private_bytes
 
 DATA = bytes(range(64))
 SEQNO = 0xA0
@@ -25,9 +26,7 @@ SEQNO = 0xA0
 
 @pytest.fixture(params=["rfc-v7", "mainline"])
 def guest(request: pytest.FixtureRequest) -> Guest:
-    guest = launched(booted(era=request.param), memory="12 MiB")
-    guest.boot()
-    return guest
+    return fresh(request.param)
 
 
 def place(guest: Guest) -> Layout:
@@ -164,7 +163,7 @@ def test_a_dropped_request_wipes_the_key(guest: Guest, monkeypatch: pytest.Monke
     """The host refuses by itself. Whether the firmware has the message nobody knows, so no other one goes out."""
     with monkeypatch.context() as patch:
         requests(patch, lambda *_: Status.RESOURCE_LIMIT)
-        with pytest.raises(RequestFailed, match="EIO.*0x17") as caught:
+        with pytest.raises(RequestFailed, match=r"EIO.*0x17") as caught:
             guest.request_report(DATA)
     assert (caught.value.errno, caught.value.exitinfo2) == (errno.EIO, 0x17)
     first = shared(guest, place(guest).request)

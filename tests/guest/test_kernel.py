@@ -1,4 +1,4 @@
-"""A kernel after its boot: conversions, lazy acceptance, bounce buffers, further processors, and guests of every kind."""
+"""A kernel after its boot: conversions, lazy acceptance, bounce buffers, processors, and guests of every kind."""
 
 from __future__ import annotations
 
@@ -21,18 +21,12 @@ from snpbook.spec.ghcb import PageOperation
 from snpbook.spec.uapi_kvm import Exit
 from snpbook.system import Guest
 from snpbook.trace import VmExit
+from tests.guest.booted import fresh
 from tests.machines import MIB, PAGE, booted, launched, private_bytes
 from tests.sampling import sampled
 
 C_BIT = 51
 ERAS = pytest.mark.parametrize("era", ["rfc-v7", "mainline"])
-
-
-def small(era: str = "mainline", **options: Any) -> Guest:
-    guest = launched(booted(era=era), **{"memory": "12 MiB", **options})
-    guest.boot()
-    return guest
-
 
 
 # Conversions.
@@ -41,7 +35,7 @@ def small(era: str = "mainline", **options: Any) -> Guest:
 @ERAS
 def test_pages_go_to_shared_and_back(era: str) -> None:
     """Both sides of a 2 MB boundary; the host reads what the guest writes while they are shared, and not after."""
-    guest = small(era)
+    guest = fresh(era)
     place, pages = Layout.of(guest.vmm.image), range(0x3FE, 0x403)
 
     async def share(cpu: GuestCpu) -> None:
@@ -65,7 +59,7 @@ def test_pages_go_to_shared_and_back(era: str) -> None:
 
 
 def test_whole_regions_keep_their_large_entries() -> None:
-    guest = small(memory="16 MiB")
+    guest = fresh(memory="16 MiB")
     place, pages = Layout.of(guest.vmm.image), range(0x200, 0x600)
 
     async def program(cpu: GuestCpu) -> bytes:
@@ -82,7 +76,7 @@ def test_whole_regions_keep_their_large_entries() -> None:
 @pytest.mark.parametrize(("entries", "lists"), [(253, 3), (64, 10)])
 def test_lists_are_as_long_as_they_may_be(entries: int, lists: int) -> None:
     """600 pages of 4 KB: 253 + 253 + 94 entries, or nine lists of 64 and a rest."""
-    guest = small()
+    guest = fresh()
     place, log = Layout.of(guest.vmm.image), guest.system.record()
 
     async def program(cpu: GuestCpu) -> None:
@@ -97,7 +91,7 @@ def test_lists_are_as_long_as_they_may_be(entries: int, lists: int) -> None:
 @pytest.mark.parametrize("act", [accept, give_up])
 def test_the_same_again_ends_the_guest(era: str, act: Any) -> None:
     """What is private cannot be accepted, and what is shared not given up: somebody has lied about pages."""
-    guest = small(era)
+    guest = fresh(era)
     place, page = Layout.of(guest.vmm.image), range(0x300, 0x301)
 
     async def program(cpu: GuestCpu) -> None:
@@ -167,7 +161,7 @@ def test_both_ways_measure_the_same() -> None:
 
 
 def test_bounce_buffers() -> None:
-    guest = small()
+    guest = fresh()
     place, pool = Layout.of(guest.vmm.image), range(0x100, 0x104)
 
     async def program(cpu: GuestCpu) -> Any:
@@ -223,7 +217,7 @@ def working(place: Layout, number: int) -> Any:
 
 @pytest.mark.parametrize("era", ["mainline", *sampled(["rfc-v7"], 1)])
 def test_sixteen_processors_leave_a_value_each(era: str) -> None:
-    guest = small(era, vcpus=16)
+    guest = fresh(era, vcpus=16)
     place = Layout.of(guest.vmm.image)
     start_all(guest, 16)
     for number, vcpu in enumerate(guest.vmm.vcpus):
@@ -237,7 +231,7 @@ def test_sixteen_processors_leave_a_value_each(era: str) -> None:
 
 
 def test_a_processor_is_stopped_and_its_page_is_ordinary_again() -> None:
-    guest = small(vcpus=2)
+    guest = fresh(vcpus=2)
     place = Layout.of(guest.vmm.image)
     start_all(guest, 2)
 
@@ -255,7 +249,7 @@ def test_a_processor_is_stopped_and_its_page_is_ordinary_again() -> None:
 
 @pytest.mark.parametrize("page", [0x200000, 0x301008])
 def test_a_save_area_that_cannot_be(page: int) -> None:
-    guest = small(vcpus=2)
+    guest = fresh(vcpus=2)
     place = Layout.of(guest.vmm.image)
 
     async def boss(cpu: GuestCpu) -> str:
@@ -281,7 +275,7 @@ SAYS = {
 
 @pytest.mark.parametrize("kind", list(SAYS))
 def test_the_same_code_runs_on_every_kind_and_says_what_it_has(kind: str) -> None:
-    guest = small(kind=kind)
+    guest = fresh(kind=kind)
     assert guest.dmesg[0] == SAYS[kind]
     assert bool(guest.accepted) == (kind == "snp")
 
@@ -327,7 +321,7 @@ def test_only_what_was_measured_is_booted(changed: str | None) -> None:
 
 
 def test_a_guest_without_hashes_boots_no_kernel() -> None:
-    guest = small()
+    guest = fresh()
 
     async def body(cpu: GuestCpu) -> Any:
         return await read_hashes(cpu, guest.vmm.image.hash_table_base)

@@ -22,7 +22,8 @@ from snpbook.host.kvm.exchange import Exchange
 from snpbook.spec.ghcb import Nae
 from snpbook.system import Guest
 from snpbook.trace import VmExit
-from tests.machines import PAGE, booted, launched, poke_private, private_bytes
+from tests.guest.booted import fresh
+from tests.machines import PAGE, poke_private, private_bytes
 
 REPORT, KEY, EXT = 0xC0205300, 0xC0205301, 0xC0205302
 USER = range(0x300000, 0x310000)
@@ -34,9 +35,7 @@ Act = Callable[[Process, int], Any]
 
 @pytest.fixture
 def guest() -> Guest:
-    guest = launched(booted(era="mainline"), memory="12 MiB")
-    guest.boot()
-    return guest
+    return fresh()
 
 
 def program(guest: Guest, act: Act) -> Any:
@@ -148,7 +147,7 @@ def test_descriptors() -> None:
     process.close(3)
     assert process.open(DEVICE) == 3
     for act in (lambda: process.open("/dev/tdx_guest"), lambda: process.close(9)):
-        with pytest.raises(OSError, match="ENOENT|EBADF"):
+        with pytest.raises(OSError, match=r"ENOENT|EBADF"):
             act()
 
 
@@ -265,7 +264,7 @@ def test_an_entry_keeps_its_report_until_it_is_written_to(guest: Guest) -> None:
 
 
 def error_of(act: Callable[[], Any]) -> int:
-    with pytest.raises(OSError, match="E[A-Z]+") as caught:
+    with pytest.raises(OSError, match=r"E[A-Z]+") as caught:
         act()
     return caught.value.errno or 0
 

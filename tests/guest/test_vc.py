@@ -170,9 +170,7 @@ def test_the_calling_areas_address_stays_inside() -> None:
 GP, UD = 1 << 31 | 3 << 8 | 13, 1 << 31 | 3 << 8 | 6
 
 
-@pytest.mark.parametrize(
-    ("info2", "exception"), [(GP, (13, 0)), (UD, (6, 0)), (GP | 1 << 11 | 0x18 << 32, (13, 0x18))]
-)
+@pytest.mark.parametrize(("info2", "exception"), [(GP, (13, 0)), (UD, (6, 0)), (GP | 1 << 11 | 0x18 << 32, (13, 0x18))])
 def test_gp_and_ud_are_taken_by_the_instruction(info2: int, exception: tuple[int, int]) -> None:
     guest = Bare(0x7C)
     assert guest.run(caught(lambda cpu: cpu.rdmsr(MSR)), Answer({"info1": 1, "info2": info2})) == exception

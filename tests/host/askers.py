@@ -21,7 +21,9 @@ from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.guest_cpu import GuestCpu, Program
 from snpbook.host.refusal import KernelError
 from snpbook.host.vmm.configuration import GuestKind
+from snpbook.host.vmm.exits import convert
 from snpbook.host.vmm.guest import Vmm
+from snpbook.host.vmm.properties import default_object
 from snpbook.spec.msr import Msr
 from snpbook.spec.uapi_kvm import MpState
 from snpbook.system import System, sample_image
@@ -208,10 +210,13 @@ class EsAsker(Entered):
         self.system.host.boot(era)
         signature = self.system.product.vcpu_signature
         image = sample_image()
-        super().__init__(
-            Vmm(self.system.host, image, memory=12 * MIB, vcpus=1, vcpu_signature=signature, kind=GuestKind.SEV_ES)
-        )
+        kind, pinned = GuestKind.SEV_ES, {"upm_mode": False} if era == "rfc-v7" else {}  # it never tells what it shares
+        sev = default_object(kind, **pinned)
+        options = {"memory": 12 * MIB, "vcpus": 1, "vcpu_signature": signature, "kind": kind, "sev": sev}
+        super().__init__(Vmm(self.system.host, image, **options))
         self.vmm.launch()
+        if self.vmm.private_memory:  # its program tells the host of no page that it shares
+            convert(self.vmm, 0, 12 * MIB, private=False)
         self.drive(self._paging)
 
     async def _paging(self, cpu: GuestCpu) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUITE = '''
+SUITE = """
 import pytest
 from snpbook.attest.roots import named_roots
 from snpbook.testing.evidence import defect_names
@@ -15,7 +15,7 @@ def test_our_verifier(snp_evidence, defect):
     kit, verdict = snp_evidence(defect, product="milan", signer="vlek")
     assert kit.judge(named_roots("toy")) == verdict
     assert (verdict.check is None) == (defect is None or defect.startswith("report-") or defect.startswith("crl"))
-'''
+"""
 
 
 def test_a_suite_elsewhere_uses_the_fixture(tmp_path: Path) -> None:

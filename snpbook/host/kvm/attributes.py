@@ -74,7 +74,7 @@ def mark(vm: Vm, gfns: range, *, private: bool) -> Steps[None]:
 
 
 def _tell(vm: Vm, slot: Memslot, gfns: range, private: bool) -> Steps[None]:
-    """update_mem_attr of the v7 series: what is behind the slot follows, up to the first failure, which is only logged."""
+    """update_mem_attr of the v7 series: what is behind the slot follows, up to a failure, which is only logged."""
     if slot.private is None:
         vm.kernel.log(f"kvm: failed to update memory attributes: slot {slot.number} has no private memory")
         return

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import conversions, digest, encryption, guests, launch, memory, rmp, verification
+from snpbook.tools.bench import conversions, digest, encryption, fleet, guests, launch, memory, rmp, verification
 from snpbook.tools.bench.measure import STEADY, Kind, Measurement, NotMeasurableError, Row, measure
 
 ROWS = [
@@ -22,6 +22,7 @@ ROWS = [
     *guests.ROWS,
     *conversions.ROWS,
     *verification.ROWS,
+    *fleet.ROWS,
 ]
 
 _FINE = ("holds", "reported", "left out")

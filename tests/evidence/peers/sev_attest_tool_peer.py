@@ -1,4 +1,4 @@
-"""Run by the Python that sev-attest-tool is installed for: says whether it accepts its own sample, and evidence of ours.
+"""Run by the Python that sev-attest-tool is installed for: does it accept its own sample, and evidence of ours?
 
 Arguments: directories of evidence. The tool takes a report of version 2 as JSON, and knows AMD's real Genoa roots only.
 """
@@ -18,7 +18,13 @@ def as_json(report: bytes) -> str:
 
     def tcb(at: int) -> dict[str, object]:
         level = report[at : at + 8]
-        return {"bootloader": level[0], "tee": level[1], "_reserved": [*level[2:6]], "snp": level[6], "microcode": level[7]}
+        return {
+            "bootloader": level[0],
+            "tee": level[1],
+            "_reserved": [*level[2:6]],
+            "snp": level[6],
+            "microcode": level[7],
+        }
 
     sample = json.loads(sev_attest_tool.SAMPLE_ATTESTATION)
     told, at = {}, 0
@@ -37,24 +43,29 @@ def as_json(report: bytes) -> str:
     return json.dumps(told)
 
 
-SMALL = {
-    f"{prefix}_{part}": 1 for prefix in ("current", "committed") for part in ("build", "minor", "major")
-} | {"_reserved_2": 1, "_reserved_3": 1}
+SMALL = {f"{prefix}_{part}": 1 for prefix in ("current", "committed") for part in ("build", "minor", "major")} | {
+    "_reserved_2": 1,
+    "_reserved_3": 1,
+}
 
 
 def accepts(report: str, vcek: bytes) -> bool:
     try:
         sev_attest_tool.verify_attestation_report(report, vcek)
-    except BaseException as error:  # a Rust panic is no Exception
-        print(error, file=sys.stderr)
+    except BaseException as error:  # noqa: BLE001  a Rust panic is no Exception
+        sys.stderr.write(f"{error}\n")
         return False
     return True
 
 
+def tell(name: str, accepted: bool) -> None:
+    sys.stdout.write(f"verdict {name} {'accepted' if accepted else 'refused'}\n")
+
+
 sample = json.loads(sev_attest_tool.SAMPLE_ATTESTATION)
-print("verdict sample", "accepted" if accepts(json.dumps(sample), sev_attest_tool.SAMPLE_VCEK) else "refused")
+tell("sample", accepts(json.dumps(sample), sev_attest_tool.SAMPLE_VCEK))
 sample["vmpl"] ^= 1
-print("verdict changed-sample", "accepted" if accepts(json.dumps(sample), sev_attest_tool.SAMPLE_VCEK) else "refused")
+tell("changed-sample", accepts(json.dumps(sample), sev_attest_tool.SAMPLE_VCEK))
 for directory in map(Path, sys.argv[1:]):
     found = accepts(as_json((directory / "report.bin").read_bytes()), (directory / "certs" / "vcek.der").read_bytes())
-    print("verdict", directory.name, "accepted" if found else "refused")
+    tell(directory.name, found)

@@ -23,7 +23,7 @@ for directory in map(Path, directories):
     try:
         attestation_sev.verify_sev_report(document, False, ValidationOptions(), vcek)
     except attestation_sev.SevAttestationError as error:
-        print(f"{directory.name} refused: {error}", file=sys.stderr)
-        print("verdict", directory.name, "refused")
+        sys.stderr.write(f"{directory.name} refused: {error}\n")
+        sys.stdout.write(f"verdict {directory.name} refused\n")
     else:
-        print("verdict", directory.name, "accepted")
+        sys.stdout.write(f"verdict {directory.name} accepted\n")
