@@ -14,7 +14,7 @@ import click
 
 from snpbook.cli.report import Time
 from snpbook.cli.words import Word
-from snpbook.evidence.kit import EXPECTED, Kit, Stage, Verdict
+from snpbook.evidence.kit import CERTIFICATES, CRL, EXPECTED, POLICY, Kit, Stage, Verdict
 from snpbook.evidence.make import DEFECTS
 from snpbook.evidence.make import make as make_kit
 from snpbook.evidence.maker import SIGNED_FIELDS, SIGNERS, Recipe
@@ -136,6 +136,9 @@ def make(
 
 
 def _write(directory: Path, defect: str | None, kit: Kit, verdict: Verdict) -> None:
+    if (directory / EXPECTED).is_file():  # what an earlier run wrote, and this one would not
+        for stale in [*(directory / CERTIFICATES).glob("*.der"), directory / CRL, directory / POLICY]:
+            stale.unlink(missing_ok=True)
     for name, data in kit.files(defect, verdict).items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)

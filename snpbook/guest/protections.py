@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from snpbook.guest.cpuid import is_sev
-from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.spec import sev_features as spec
 from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF, RANGES
 from snpbook.spec.msr import Msr
@@ -56,7 +56,7 @@ class Protections:
 async def find(cpu: GuestCpu) -> Protections:
     """Ask CPUID whether the processor has SEV and where the C-bit is, and the processor whether it is on.
 
-    `ValueError` for a C-bit that cannot be one.
+    A C-bit that cannot be one ends the guest.
     """
     highest = await cpu.cpuid(RANGES[-1])
     if not is_sev(highest.eax, (leaf := await cpu.cpuid(ENCRYPTED_MEMORY_LEAF)).eax):
@@ -66,5 +66,5 @@ async def find(cpu: GuestCpu) -> Protections:
         return Protections()
     c_bit = leaf.decode(ENCRYPTED_MEMORY).c_bit
     if c_bit < C_BIT_LEAST:
-        raise ValueError(f"C-bit {c_bit}: at least {C_BIT_LEAST}")
+        raise ProgramFailure(f"CPUID names bit {c_bit} as the C-bit: it is at least {C_BIT_LEAST}")
     return Protections(status, c_bit)

@@ -157,3 +157,10 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_p
     ):
         assert main(["evidence", "make", *options]) == 64
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    for options in (["--defect", "vmpl-3"], ["--defect", "no-vek"]):
+        assert main(["evidence", "make", str(tmp_path), "--now", NOW.isoformat(), *options]) == 0
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"report.bin", "certs/ask.der", "certs/ark.der", "crl.der", "expected.json"}

@@ -320,3 +320,30 @@ def test_an_idle_executor_is_restored_idle() -> None:
     other.restore(done)
     assert other.outcome == guest.executor.outcome
     assert AnyBench().run() == Hlt()
+
+
+def test_a_handler_passes_an_exception_on() -> None:
+    """The interrupted instruction raises it, also in a copy that is led to a place behind it."""
+
+    async def refuse(cpu: GuestCpu, exception: GuestException) -> GuestException:
+        await cpu.load(rbx=5)
+        return GuestException(13, 7, 0)
+
+    async def program(cpu: GuestCpu) -> Any:
+        cpu.set_handler(29, refuse)
+        found = None
+        try:
+            await cpu.cpuid(0)
+        except GuestException as exception:
+            found = exception.vector, exception.error, exception.instruction
+        await cpu.hlt()
+        return found, await cpu.look("rbx")
+
+    guest = bench()
+    guest.start(program)
+    assert guest.run() == Hlt()
+    copy = CoroutineExecutor()
+    copy.restore(guest.executor.snapshot())
+    guest.executor = copy
+    assert guest.run() == Hlt()
+    assert guest.executor.outcome == ((13, 7, b""), (5,))

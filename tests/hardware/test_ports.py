@@ -7,10 +7,13 @@ import pytest
 
 from snpbook.hardware.exits import GeneralProtection, HostPageFault, InvalidOpcode
 from snpbook.hardware.host_instructions import FIRMWARE, HYPERVISOR, NewState
+from snpbook.hardware.machine import Machine
 from snpbook.hardware.mailbox import Mailbox
+from snpbook.hardware.ports import HostCpu
 from snpbook.spec.commands import MailboxRegister, PspRegister
 from snpbook.spec.msr import Msr
-from snpbook.trace import Instruction
+from snpbook.spec.products import product
+from snpbook.trace import Instruction, Trace
 from tests.hardware.guests import PAGE, Bench
 
 GUEST = NewState(assigned=True, asid=6)
@@ -314,3 +317,23 @@ def test_a_mailbox_register_that_is_not_modelled(register: Any) -> None:
     for action in (lambda: cpu.mailbox_read(register), lambda: cpu.mailbox_write(register, 1)):
         with pytest.raises(ValueError, match=r"register = .*: one of"):
             action()
+
+
+@pytest.mark.parametrize("options", [{}, {"tsme": True}, {"cache": True}], ids=str)
+def test_zeroed_pages_read_as_zeros(options: dict[str, bool]) -> None:
+    """Through the cache where there is one, and under the host's key where everything is encrypted."""
+    machine = Machine(product("milan"), 64 << 20, boot_entropy=bytes(32), trace=Trace(), **options)
+    cpu = HostCpu(machine)
+    cpu.write_pages(range(0x1000, 0x1005), np.full((5, PAGE), 7, np.uint8))
+    for pages in (np.array([0x1000, 0x1002], np.uint64), range(0x1003, 0x1004)):
+        cpu.zero_pages(pages)
+    cpu.wbinvd()
+    found = cpu.read_pages(range(0x1000, 0x1005))
+    assert [bool(page.any()) for page in found] == [False, True, False, False, True]
+
+
+def test_a_guests_page_is_not_zeroed() -> None:
+    bench = with_guest_pages()
+    with pytest.raises(HostPageFault):
+        bench.cpu.zero_pages(range(0x3F, 0x41))
+    assert bench.machine.dram.read(PAGES.start * PAGE, PAGE) == b"\x77" * PAGE

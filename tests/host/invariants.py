@@ -51,7 +51,7 @@ def check_mappings(kernel: Kernel, vm: Vm) -> None:
         assert slot is not None, f"{where}: mapped without a slot"
         private = vm.has_private_memory and bool(vm.is_private(range(gfn, gfn + 1))[0])
         expected = private_frame(slot, gfn) if private else shared_frame(vm, slot, gfn)
-        assert frame == expected, f"{where}: the {'private' if private else 'shared'} page is {expected:#x}"
+        assert frame == expected != 0, f"{where}: the {'private' if private else 'shared'} page is {expected:#x}"
         if private and vm.snp:
             entry = kernel.cpu.rmp_entry(frame)
             if kernel.era.rmp_at_attributes and not entry.assigned:

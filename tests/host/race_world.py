@@ -15,8 +15,19 @@ from snpbook.host.refusal import KernelError
 from snpbook.host.steps import Steps, finish
 from snpbook.spec.process import Advice
 from tests.host import invariants
-from tests.host.sev_hosts import ATTRIBUTES, ATTRIBUTES_V10, DEFAULT, PAGE, SET_REGION, SET_REGION2, SNP
-from tests.host.sev_hosts import SEV, SEV_ES, SW_PROTECTED, Host
+from tests.host.sev_hosts import (
+    ATTRIBUTES,
+    ATTRIBUTES_V10,
+    DEFAULT,
+    PAGE,
+    SET_REGION,
+    SET_REGION2,
+    SEV,
+    SEV_ES,
+    SNP,
+    SW_PROTECTED,
+    Host,
+)
 
 PAGES = 16
 RUN, PRE_FAULT = 0xAE80, 0xC040AED5
@@ -60,7 +71,14 @@ class World:
         self.kind, self.v7 = kind, kind == "snp-v7"
         self.host, self.baseline = host_of("rfc-v7" if self.v7 else "mainline")
         self.kernel, self.process = self.host.kernel, self.host.process
-        types = {"snp": SNP, "snp-v7": DEFAULT, "protected": SW_PROTECTED, "plain": DEFAULT, "sev": SEV, "sev-es": SEV_ES}
+        types = {
+            "snp": SNP,
+            "snp-v7": DEFAULT,
+            "protected": SW_PROTECTED,
+            "plain": DEFAULT,
+            "sev": SEV,
+            "sev-es": SEV_ES,
+        }
         self.vm = self.host.vm(types[kind])
         self.private = kind in ("snp", "snp-v7", "protected")
         self.snp = kind.startswith("snp")
@@ -215,5 +233,3 @@ ACTS: dict[str, tuple[str, Act]] = {
 
 def acts_of(kind: str) -> list[str]:
     return [name for name, (needs, _) in ACTS.items() if kind != "plain" or not needs]
-
-

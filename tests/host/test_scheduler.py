@@ -22,9 +22,8 @@ def test_every_order_once(one: int, two: int) -> None:
 
 
 def both(first: Mutex, second: Mutex) -> Steps[int]:
-    with (yield from first.hold()):
-        with (yield from second.hold()):
-            yield Step("inside")
+    with (yield from first.hold()), (yield from second.hold()):
+        yield Step("inside")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Any calls in any order, legal and not, on several guests of all kinds in two kernels: the invariants hold after each."""
+"""Any calls in any order, legal and not, on guests of all kinds in two kernels: the invariants hold after each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ NUMBERS = [
     0xAE41, 0xAE80, 0x4020AE46, 0x40A0AE49, 0x4020AED2, 0xC020AED3, 0xC040AED4, 0xC040AED5, 0x4068AEA3, 0xC008AEBA,
     0x8010AEBB, 0x8010AEBC, 0x8008AED2, 0xAE60, 0x4004AE99, 0x8090AE81, 0x4090AE82, 0xC0105300, 0xAE01, 0xDEAD,
 ]  # fmt: skip
-WORDS = st.sampled_from([0, 1, 2, 3, 4, 8, 22, 100, PAGE, PAGE + 1, PAGES * PAGE, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1])
+WORDS = st.sampled_from(
+    [0, 1, 2, 3, 4, 8, 22, 100, PAGE, PAGE + 1, PAGES * PAGE, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1]
+)
+MEMORY = ["private", "shared", "punch", "allocate", "fault", "launch", "shrink", "unmap"]
 LIMIT = 5
 
 
@@ -57,8 +60,7 @@ class Surface(RuleBasedStateMachine):
             drive(world.running())
 
     @precondition(lambda self: self.worlds)
-    @rule(number=st.integers(0, LIMIT), gfns=GFNS, what=st.sampled_from(["private", "shared", "punch", "allocate", "fault",
-                                                                        "launch", "shrink", "unmap"]))  # fmt: skip
+    @rule(number=st.integers(0, LIMIT), gfns=GFNS, what=st.sampled_from(MEMORY))
     def memory(self, number: int, gfns: range, what: str) -> None:
         world = self.pick(number)
         start, size = gfns.start * PAGE, len(gfns) * PAGE
@@ -78,7 +80,12 @@ class Surface(RuleBasedStateMachine):
                     world.process.munmap(world.shared + start, size)
 
     @precondition(lambda self: self.worlds)
-    @rule(number=st.integers(0, LIMIT), fd=st.integers(2, 9), call=st.sampled_from(NUMBERS), words=st.lists(WORDS, max_size=20))
+    @rule(
+        number=st.integers(0, LIMIT),
+        fd=st.integers(2, 9),
+        call=st.sampled_from(NUMBERS),
+        words=st.lists(WORDS, max_size=20),
+    )
     def ioctl(self, number: int, fd: int, call: int, words: list[int]) -> None:
         """Any ioctl on any descriptor with any structure."""
         world = self.pick(number)

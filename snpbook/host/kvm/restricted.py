@@ -58,7 +58,7 @@ class RestrictedBinding:
         self.file.let_go()
 
     def frames(self, slot: Memslot, gfns: range) -> Words:
-        """The frames of a prefix of private pages, allocated where they have none. ENOMEM, EFAULT once the slot is gone."""
+        """Frames of a prefix of private pages, allocated where they have none. EFAULT once unbound, ENOMEM."""
         check(self._slot is slot, errno.EFAULT, "the slot has its file", "a restricted file", "unbound")
         frames = self.file.pages.get_prefix(slot.offsets(gfns))
         check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)

@@ -55,7 +55,9 @@ class Guest:
         self._tell.append(words)
         await self.cpu.hlt()
 
-    async def map(self, gpa: int, size: int, *, private: bool, fallocate: bool = False, attributes: bool = True) -> None:
+    async def map(
+        self, gpa: int, size: int, *, private: bool, fallocate: bool = False, attributes: bool = True
+    ) -> None:
         """KVM_HC_MAP_GPA_RANGE."""
         flags = (SET_ATTRIBUTES if attributes else 0) | (0 if private else MAP_SHARED)
         flags |= DO_FALLOCATE if fallocate else 0

@@ -7,7 +7,15 @@ import struct
 
 import pytest
 
-from tests.host.selftests.harness import CHECK_EXTENSION, CREATE_VM, DEFAULT_VM, SEV_ES_VM, SEV_VM, SW_PROTECTED_VM, fails
+from tests.host.selftests.harness import (
+    CHECK_EXTENSION,
+    CREATE_VM,
+    DEFAULT_VM,
+    SEV_ES_VM,
+    SEV_VM,
+    SW_PROTECTED_VM,
+    fails,
+)
 from tests.host.selftests.sev import SevHost
 
 VM_TYPES, HAS_DEVICE_ATTR, GET_DEVICE_ATTR = 235, 0x4018AEE3, 0x4018AEE2
@@ -28,10 +36,14 @@ def features(host: SevHost) -> int:
     return int.from_bytes(host.process.load(place, 8), "little")
 
 
-@pytest.mark.parametrize("options", [{}, {"modules": {"kvm_amd": "sev_es=0"}}, {"modules": {"kvm_amd": "sev=0"}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"modules": {"kvm_amd": "sev_es=0"}}, {"modules": {"kvm_amd": "sev=0"}}], ids=str
+)
 def test_vm_types_agree_with_what_the_module_can(options: dict[str, dict[str, str]]) -> None:
     host = SevHost(boot=options)
-    sev, es = (host.system.host.cat(f"/sys/module/kvm_amd/parameters/{name}").strip() == "Y" for name in ("sev", "sev_es"))
+    sev, es = (
+        host.system.host.cat(f"/sys/module/kvm_amd/parameters/{name}").strip() == "Y" for name in ("sev", "sev_es")
+    )
     assert (sev, es) == ("sev=0" not in str(options), not options)
     types = host.process.ioctl(host.kvm, CHECK_EXTENSION, VM_TYPES)
     assert types == host.process.ioctl(host.vm(), CHECK_EXTENSION, VM_TYPES)
