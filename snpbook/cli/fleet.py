@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from snpbook.attest.fleet import ACCEPTED, MALFORMED, NOT_GENUINE, REFUSED, VERDICTS, FleetItem, verify_fleet
 from snpbook.cli import errors
@@ -44,23 +45,36 @@ def verify(directory: Path, root_set: str, policy_file: str | None, now: datetim
     """Verify every report in DIRECTORY: NAME.bin or NAME.hex, with NAME.pem or NAME.der beside it.
 
     DIRECTORY/certs holds what many reports share, revocation lists too. One JSON object a line goes to standard output,
-    a progress bar to a terminal. Roots, policy and time are as for `snpbook report verify`. The exit code is that of
+    a progress bar and a table of
+    verdicts to a terminal. Roots, policy and time are as for `snpbook report verify`. The exit code is that of
     the worst report: 2 malformed before 3 not genuine before 4 refused before 0.
     """
     policy, roots, items = read_policy(policy_file), read_roots(root_set), list(_items(directory))
     if not items:
         raise errors.Malformed(f"{directory}: no reports", "A report is a file NAME.bin or NAME.hex.")
     counts: Counter[str] = Counter()
+    failures: Counter[tuple[str, str]] = Counter()
     console = Console(stderr=True)
     with ThreadPoolExecutor(workers) as executor:
         verdicts = verify_fleet(items, roots, now or datetime.now(UTC), policy, executor)
         for verdict in track(verdicts, "verifying", len(items), console=console, disable=not console.is_terminal):
             counts[verdict.verdict] += 1
+            failures[verdict.verdict, verdict.check] += 1
             click.echo(json.dumps(asdict(verdict)))
+    if console.is_terminal:
+        console.print(_table(failures))
     worst = next(verdict for verdict in VERDICTS if counts[verdict])
     if worst != ACCEPTED:
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
         raise ERRORS[worst](f"{directory}: of {len(items)} reports {told}", "Each line names what failed first.")
+
+
+def _table(failures: Mapping[tuple[str, str], int]) -> Table:
+    """How many reports ended how, and at which check; the worst first."""
+    table = Table("verdict", "first failed check", "reports")
+    for (verdict, check), count in sorted(failures.items(), key=lambda row: (VERDICTS.index(row[0][0]), row[0][1])):
+        table.add_row(verdict, check, str(count))
+    return table
 
 
 def _items(directory: Path) -> Iterator[FleetItem]:

@@ -21,12 +21,12 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.termination import Reason
 
-LINUX_ENTRIES = 64
-"""Entries of a list as Linux makes them, whose stack bounds them; the buffer has room for `PSC_ENTRIES`."""
-
 
 async def accept(ghcb: Ghcb, pages: range, entries: int = PSC_ENTRIES) -> None:
-    """Make pages private and validate them, 2 MB at a time where the range allows; lists of `entries`."""
+    """Make pages private and validate them, 2 MB at a time where the range allows.
+
+    A list has `entries` at most: Linux, whose stack bounds them, makes 64, and the buffer holds `PSC_ENTRIES`.
+    """
     parts = _parts(pages)
     await ask(ghcb, parts, PageOperation.PRIVATE, entries)
     for run in parts:

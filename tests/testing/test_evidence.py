@@ -10,7 +10,7 @@ import pytest
 from snpbook.attest.roots import named_roots
 from snpbook.testing.evidence import defect_names
 
-@pytest.mark.parametrize("defect", [None, *defect_names("vlek")[:3]])
+@pytest.mark.parametrize("defect", [None, *defect_names("vlek")[:1]])
 def test_our_verifier(snp_evidence, defect):
     kit, verdict = snp_evidence(defect, product="milan", signer="vlek")
     assert kit.judge(named_roots("toy")) == verdict
@@ -23,4 +23,4 @@ def test_a_suite_elsewhere_uses_the_fixture(tmp_path: Path) -> None:
     (tmp_path / "test_verifier.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."]
     told = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert "4 passed" in told.stdout, told.stdout + told.stderr
+    assert "2 passed" in told.stdout, told.stdout + told.stderr
