@@ -67,6 +67,8 @@ def test_bad_ranges() -> None:
     vm = host.vm()
     vcpu = host.vcpu(vm)
     host.region2(vm, 1, GPA, SIZE, host.mmap(SIZE))
-    for gpa, size, flags in ((GPA + 1, PAGE, 0), (GPA, PAGE + 1, 0), (GPA, 0, 0), (GPA, PAGE, 1), (-PAGE & (1 << 64) - 1, 2 * PAGE, 0)):
+    wrapping = -PAGE & (1 << 64) - 1
+    bad = [(GPA + 1, PAGE, 0), (GPA, PAGE + 1, 0), (GPA, 0, 0), (GPA, PAGE, 1), (wrapping, 2 * PAGE, 0)]
+    for gpa, size, flags in bad:
         with fails(errno.EINVAL):
             host.process.ioctl(vcpu.fd, PRE_FAULT, struct.pack("<QQQ40x", gpa, size, flags))
