@@ -333,8 +333,17 @@ class AnonymousMemory(UserMemory):
 
 
 def _absent(count: int) -> Words:
-    """So many absent frames, in a mapping of their own: a large file of which little is touched costs little."""
-    return np.frombuffer(mmap.mmap(-1, count * _ABSENT.itemsize), np.uint64) if count else np.zeros(0, np.uint64)
+    """So many absent frames, in a mapping of their own: a large file of which little is touched costs little.
+
+    ENOMEM for a file so large that its frames cannot be listed (MODEL).
+    """
+    if not count:
+        return np.zeros(0, np.uint64)
+    try:
+        table = mmap.mmap(-1, count * _ABSENT.itemsize)
+    except (OSError, OverflowError) as error:
+        raise KernelError(errno.ENOMEM, "the file's pages can be listed", "a smaller file", f"{count} pages") from error
+    return np.frombuffer(table, np.uint64)
 
 
 def whole_regions(pages: range) -> Flags:

@@ -220,12 +220,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         True, False, _v7("55"), _GMEM_C,
     ),
     _row(
-        "rmpupdate_retries_all",
-        "RMPUPDATE is repeated on any failure, twice per CPU, and the last code is the result; otherwise on an overlap"
-        " alone, for ever, and all else is EFAULT",
-        True, False, _v7("16"), _VIRT_SEV_C,
-    ),
-    _row(
         "psmash_retried", "an RMP #NPF repeats PSMASH while the entry is in use",
         False, True, _v7("51"), _SEV_C,
     ),

@@ -52,7 +52,6 @@ class Era:
     private_pages_zeroed: bool
     rmp_at_attributes: bool
     rmp_2m: bool
-    rmpupdate_retries_all: bool
     psmash_retried: bool
     rmp_fault_checks_size: bool
     direct_map: DirectMap

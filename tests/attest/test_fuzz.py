@@ -96,7 +96,7 @@ LONG: dict[str, tuple[Callable[[bytes], object], Callable[[int], bytes], int]] =
     "base64": (Evidence.read, lambda n: b"QUJD\n" * n, 200_000),
     "neither": (Evidence.read, lambda n: b" " * n + b"!" + b" " * n, 400_000),
     "a table without end": (Evidence.read, long_table, 3_000),
-    "PEM begins": (Bundle.read, lambda n: b"-----BEGIN CERTIFICATE-----" * n, 20_000),
+    "PEM begins": (Bundle.read, lambda n: b"-----BEGIN CERTIFICATE-----" * n, 80_000),
     "PEM of spaces": (Bundle.read, lambda n: b"-----BEGIN CERTIFICATE-----" + b" \n" * n, 200_000),
     "PEM of keys": (Bundle.read, lambda n: b"-----BEGIN KEY-----\n-----END KEY-----\n" * n, 20_000),
     "many certificates": (Bundle.read, lambda n: pem(GOOD.vek.der) * n, 40),

@@ -55,10 +55,12 @@ def test_saved_notebook_shows_the_map_without_a_kernel(twins: list[str]) -> None
 def test_map_shows_the_launched_guest_and_follows_the_keyboard(notebook: LabPage, theme: Theme) -> None:
     drawn = (PageState.HYPERVISOR, PageState.HV_FIXED, PageState.FIRMWARE, PageState.GUEST_VALID, PageState.CONTEXT)
     assert {PAGES[state].colour(theme) for state in drawn} <= notebook.colours()
-    assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1018, Guest-Valid"
+    assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1024, Guest-Valid"
     notebook.page.locator(MAP).focus()
     notebook.page.keyboard.press("Control+ArrowLeft")
-    assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1017, Context"
+    assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1023, Hypervisor"
+    notebook.page.keyboard.press("Control+ArrowLeft")
+    assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1022, Guest-Valid"
     notebook.page.keyboard.press("Home")
     notebook.page.keyboard.press("ArrowRight")
     assert notebook.label() == "RMP of milan, 65,536 pages: cursor at pfn 0x1, Hypervisor"

@@ -10,7 +10,6 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,46 +20,13 @@ from snpbook.host.refusal import KernelError
 from snpbook.spec.era_differences import DIFFERENCES
 from snpbook.spec.process import Advice
 from tests.host.askers import BUFFER, Stopped, snp
-from tests.host.race_world import PAGES, World, drive, host_of
-from tests.host.sev_hosts import DEFAULT, PAGE, SET_REGION, SET_REGION2, SEV, SNP, Handle, Host
+from tests.host.era_probes import MAINLINE, OK, V7, Observed, Probes, new_guest, tried, world
+from tests.host.race_world import PAGES, drive, host_of
+from tests.host.sev_hosts import DEFAULT, PAGE, SET_REGION, SET_REGION2, SNP, Handle, Host
+from tests.host.test_eras_memory import probe as memory_probe
 from tests.sampling import ALL
 
-OK = 0
-V7, MAINLINE = "rfc-v7", "mainline"
-Observed = Any
-
-
-def tried(call: Callable[[], object]) -> int:
-    """0, or the errno of a call."""
-    try:
-        call()
-    except KernelError as error:
-        return error.errno or 0
-    return OK
-
-
-def new_guest(host: Host) -> Handle:
-    """An SNP guest before its launch, by the call of its era."""
-    v7 = host.kernel.era.name == V7
-    vm = host.vm(DEFAULT if v7 else SNP)
-    vm.op(22, bytes(8 if v7 else 48))
-    return vm
-
-
-def world(era: str, **options: Any) -> World:
-    return World("snp-v7" if era == V7 else "snp", **options)
-
-
-PROBES: dict[str, tuple[Callable[[str], Observed], Observed, Observed]] = {}
-
-
-def probe(*names: str, v7: Observed, mainline: Observed) -> Callable[[Callable[[str], Observed]], None]:
-    """What a probe sees on each kernel; it stands for rows of the table."""
-
-    def keep(look: Callable[[str], Observed]) -> None:
-        PROBES.update(dict.fromkeys(names, (look, v7, mainline)))
-
-    return keep
+probe = Probes()
 
 
 # Numbers and structures.
@@ -224,70 +190,6 @@ def _(era: str) -> Observed:
     return tried(lambda: host.process.ioctl(host.sev_fd, 0xC0105300, bytearray(struct.pack("<IQI", 10, 0, 0))))
 
 
-# Private memory.
-
-
-@probe("sev_private_memory", v7=OK, mainline=errno.EINVAL)
-def _(era: str) -> Observed:
-    host, _ = host_of(era)
-    vm = host.vm(DEFAULT if era == V7 else SEV)
-    vm.op(0 if era == V7 else 22, bytes(48))
-    return tried(lambda: vm.add_private_memory(4))
-
-
-@probe("private_pages_zeroed", v7=b"\xaa" * 8, mainline=bytes(8))
-def _(era: str) -> Observed:
-    """Memory that another process has left: a guest without encryption reads what its private page holds."""
-    host, _ = host_of(era)
-    vm = host.vm(DEFAULT if era == V7 else 1)
-    vm.add_private_memory(4)
-    vcpu = vm.create_vcpu()
-    dirty = [host.process.mmap(PAGE) for _ in range(512)]
-    for address in dirty:
-        host.process.store(address, b"\xaa" * PAGE)
-    for address in dirty:
-        host.process.munmap(address, PAGE)
-    vm.make_private(range(4))
-
-    async def program(cpu: GuestCpu) -> bytes:
-        data: bytes = await cpu.read(PAGE, 8)
-        return data
-
-    executor = vm.vm.vcpus[0].executor
-    executor.start(program)
-    drive(host.process.calling(vcpu, 0xAE80))
-    return executor.outcome
-
-
-@probe("rmp_at_attributes", v7=512, mainline=0)
-def _(era: str) -> Observed:
-    """Free memory that setting the attribute takes: a page for each. The RMP itself is not in a process's reach."""
-    host, _ = host_of(era)
-    vm = new_guest(host)
-    vm.add_private_memory(512)
-    before = host.kernel.memory.free
-    vm.make_private(range(512))
-    return before - host.kernel.memory.free
-
-
-@probe("private_fault_errors", v7=errno.ELOOP, mainline=errno.ENOMEM)
-def _(era: str) -> Observed:
-    """Memory is full when a private page is first touched: the guest of v7 faults for ever, which the model ends."""
-    made = world(era)
-    made.punch(range(2, 4))
-
-    async def program(cpu: GuestCpu) -> None:
-        await cpu.pvalidate(3 * PAGE, 1)
-
-    made.executor.start(program)
-    taken = made.kernel.memory.take(made.kernel.memory.free)
-    try:
-        return drive(made.running())
-    finally:
-        for page in taken.tolist():
-            made.kernel.memory.release(range(page, page + 1))
-
-
 # Launch.
 
 
@@ -363,12 +265,8 @@ def _(era: str) -> Observed:
 
 
 ELSEWHERE = {
-    "rmp_2m": "test_backing.py",
-    "rmpupdate_retries_all": "test_rmpupdate.py",
     "psmash_retried": "test_rmp_fault.py::test_the_v7_series_tries_once",
     "rmp_fault_checks_size": "test_rmp_fault.py::test_another_vcpu_was_faster",
-    "direct_map": "test_page_fault.py",
-    "host_rmp_fault_handled": "test_page_fault.py",
     "ghcb_pinned": "test_ghcb.py::test_a_ghcb_that_is_an_assigned_page",
     "cpuid_page_returned": "test_sev_snp_update.py::test_series_does_not_hand_a_cpuid_page_back",
     "host_data_passed": "test_sev_snp_launch.py::test_host_data",
@@ -388,22 +286,17 @@ ELSEWHERE = {
     "hv_doorbell": "test_svsm_events.py::test_doorbell",
 }
 """Rows whose probe stands beside the tests of what they concern."""
-NOT_YET = {"rmp_2m", "rmpupdate_retries_all", "direct_map", "host_rmp_fault_handled"}
 
 
-@pytest.mark.parametrize("name", list(PROBES))
+@pytest.mark.parametrize("name", list(probe))
 def test_probe(name: str) -> None:
-    look, v7, mainline = PROBES[name]
-    assert look(V7) == v7
-    assert look(MAINLINE) == mainline
+    probe.check(name)
 
 
-def test_every_row_has_a_probe() -> None:
-    assert {row.name for row in DIFFERENCES} == PROBES.keys() | ELSEWHERE.keys()
-    assert not PROBES.keys() & ELSEWHERE.keys()
-    for name, place in ELSEWHERE.items():
-        if name in NOT_YET:
-            continue
+def test_every_row_has_one_probe() -> None:
+    places = [*probe, *memory_probe, *ELSEWHERE]
+    assert sorted(places) == sorted(row.name for row in DIFFERENCES)
+    for place in ELSEWHERE.values():
         file, test = place.split("::")
         assert re.search(rf"^def {test}\(", (Path(__file__).parent / file).read_text(), re.MULTILINE), place
 

@@ -43,7 +43,6 @@ FACTS: list[tuple[str, Any, Any]] = [
     ("private_pages_zeroed", False, True),
     ("rmp_at_attributes", True, False),
     ("rmp_2m", True, False),
-    ("rmpupdate_retries_all", True, False),
     ("psmash_retried", False, True),
     ("rmp_fault_checks_size", False, True),
     ("direct_map", "REMOVED", "SPLIT"),
