@@ -9,6 +9,7 @@ import errno
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,8 @@ def _(era: str) -> Observed:
     host, _ = host_of(era)
     vm = host.vm(DEFAULT)
     numbers = {0x40A0AE49, 0x4020AED2, 0xC040AED4, 0x8008AED2, 0xC020AED3, 0x4020AE46}
-    return {
-        each for each in numbers if tried(lambda each=each: host.process.ioctl(vm.fd, each, bytes(256))) == errno.ENOTTY
-    }  # type: ignore[misc]
+    calls = {each: partial(host.process.ioctl, vm.fd, each, bytes(256)) for each in numbers}
+    return {each for each, call in calls.items() if tried(call) == errno.ENOTTY}
 
 
 @probe("set_private_region", "private_region", v7=[SET_REGION], mainline=[SET_REGION2])
@@ -95,7 +95,7 @@ def _(era: str) -> Observed:
        v7=(OK, 38, 1, 9 * PAGE, PAGE), mainline=(errno.EFAULT, 39, 8, 9 * PAGE, PAGE))  # fmt: skip
 def _(era: str) -> Observed:
     made = world(era)
-    run = made.process.mmap(PAGE, flags=1, fd=made.vcpu)  # type: ignore[arg-type]
+    run = made.process.mmap(PAGE, flags=1, fd=made.vcpu)
 
     async def program(cpu: GuestCpu) -> None:
         await cpu.read(9 * PAGE, 1)
@@ -357,7 +357,8 @@ def play(era: str, calls: list[tuple[str, int, int, bool]]) -> list[Observed]:
             case "touch":
                 return process.load(start, 16)
             case "discard":
-                return process.madvise(start, size, Advice.DONTNEED)
+                process.madvise(start, size, Advice.DONTNEED)
+                return None
             case "register":
                 number = 0x8010AEBB if flag else 0x8010AEBC
                 return process.ioctl(vm.fd, number, bytearray(struct.pack("<QQ", start, size)))
@@ -369,7 +370,8 @@ def play(era: str, calls: list[tuple[str, int, int, bool]]) -> list[Observed]:
                 return process.ioctl(host.kvm_fd, 0xAE03, CAPS[first % len(CAPS)])
             case "run":
                 return run(vm, first)
-        return vms.append(host.vm(DEFAULT))
+        vms.append(host.vm(DEFAULT))
+        return None
 
     for call in calls:
         try:

@@ -61,7 +61,7 @@ class Given:
     machine: dict[str, str] = field(default_factory=dict)
     objects: dict[str, SevObject] = field(default_factory=dict)
     backends: dict[str, int] = field(default_factory=dict)
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
     vcpus: int = 1
     cpu: str = ""
     firmware: str = ""
@@ -77,7 +77,8 @@ class Given:
         backend = self.machine.get("memory-backend")
         if backend is not None and backend not in self.backends:
             raise VmmError(f"Memory backend '{backend}' not found")
-        if backend is not None and self.backends[backend] != self.memory:
+        size = DEFAULT_MEMORY if backend is None else self.backends[backend]
+        if backend is not None and self.memory not in (None, size):
             raise VmmError(
                 "Size specified by -m option must match size of explicitly specified 'memory-backend' property"
             )
@@ -89,7 +90,7 @@ class Given:
         if not self.cpu:
             raise VmmError(f"no -cpu: QEMU's qemu64 is not modelled, name host or one of {', '.join(VCPU_TYPES)}")
         return GuestOptions(
-            memory=self.memory, firmware=self.firmware, cpu=self.cpu, vcpus=self.vcpus, sev=sev, kernel=self.kernel,
+            memory=self.memory or size, firmware=self.firmware, cpu=self.cpu, vcpus=self.vcpus, sev=sev, kernel=self.kernel,
             initrd=self.initrd, append=self.append, paused=self.paused, not_modelled=tuple(self.not_modelled),
         )  # fmt: skip
 
