@@ -30,7 +30,7 @@ from snpbook.hardware.ports import HostCpu
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.host.kernel import Kernel
 from snpbook.host.vmm.command_line import create, read
-from snpbook.host.vmm.configuration import DirectBoot, GuestKind
+from snpbook.host.vmm.configuration import DirectBoot, GuestKind, VmmError
 from snpbook.host.vmm.guest import Vmm
 from snpbook.host.vmm.properties import default_object
 from snpbook.spec.image import Image
@@ -174,7 +174,12 @@ class Guest:
         self.vmm.launch(progress)
 
     def boot(self, acceptance: str = Acceptance.EAGER) -> int:
-        """Run the guest's boot program: the bytes of memory that it accepted. `dmesg` is what it says."""
+        """Run the guest's boot program: the bytes of memory that it accepted. `dmesg` is what it says.
+
+        `VmmError` for a guest that has booted: its memory is accepted once.
+        """
+        if self.booted:
+            raise VmmError("the guest has booted: create another one, or run a program on this one")
         image, when = self.vmm.image, Acceptance(acceptance)
         found = self.run(lambda cpu: boot(cpu, image, when))
         self.accepted, self.dmesg, self.booted = found.accepted, found.messages, True
@@ -191,7 +196,12 @@ class Guest:
         return report
 
     def run(self, program: Program) -> Any:
-        """Run a guest program on vCPU 0 to its end: its return value. Raises the `ProgramFailure` it ended with."""
+        """Run a guest program on vCPU 0 to its end: its return value. Raises the `ProgramFailure` it ended with.
+
+        `VmmError` before the launch, which an encrypted guest needs.
+        """
+        if not self.vmm.launched and self.vmm.kind is not GuestKind.PLAIN:
+            raise VmmError("the guest has not been launched: launch it first")
         vcpu = self.vmm.vcpus[0]
         vcpu.executor.start(program)
         stopped = self.vmm.run(0)

@@ -337,3 +337,11 @@ def test_two_systems_of_one_seed_are_equal_and_of_two_are_not() -> None:
         system.create_vm(memory="16 MiB").launch()
     assert one.snapshot() == two.snapshot()
     assert one.snapshot() != other.snapshot()
+
+
+def test_a_guest_boots_once_and_goes_on_after_the_refusal() -> None:
+    guest = launched(memory="16 MiB")
+    guest.boot()
+    with pytest.raises(VmmError, match="the guest has booted"):
+        guest.boot()
+    assert len(guest.request_report(b"")) == 1184

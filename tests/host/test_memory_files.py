@@ -176,6 +176,15 @@ def test_flags_of_memfd_restricted(process: Process) -> None:
             process.memfd_restricted(1 << bit)
 
 
+@pytest.mark.parametrize("bit", [46, 55, 62, 63])
+def test_a_file_too_large_to_list_leaves_none_behind(process: Process, fd: int, bit: int) -> None:
+    with refused(errno.ENOMEM):
+        process.ftruncate(fd, 1 << bit)
+    with refused(errno.ENOMEM):
+        process.fallocate(fd, 0, 1 << bit, PAGE)
+    assert process.fstat(fd).size == 0
+
+
 def test_a_restricted_file_gets_its_size_once(process: Process) -> None:
     fd = process.memfd_restricted()
     process.ftruncate(fd, 0)

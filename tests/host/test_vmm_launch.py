@@ -221,6 +221,17 @@ def test_reset() -> None:
 # Several guests, and what goes wrong.
 
 
+@pytest.mark.parametrize("kind", ["snp", "sev-es", "sev"])
+def test_a_guest_that_was_asked_too_early_still_starts(kind: str) -> None:
+    system = System()
+    system.host.boot("mainline")
+    guest = system.create_vm(kind=kind)
+    with pytest.raises(VmmError, match="has not been launched"):
+        guest.boot()
+    guest.launch()
+    assert guest.boot() > 0 or kind != "snp"
+
+
 @ERAS
 def test_guests_of_all_kinds_side_by_side(era: str) -> None:
     system = host(era, 256 * MIB)

@@ -42,6 +42,15 @@ def test_the_command_lines_of_the_three_kinds() -> None:
     assert not snp.not_modelled
 
 
+@pytest.mark.parametrize("memory", ["", " -m slots=2", " -m 2G"])
+def test_without_m_the_size_is_the_backends(memory: str) -> None:
+    assert read(f"{SNP} -cpu EPYC-v4 -bios O{memory}").memory == 2048 * MIB
+
+
+def test_without_m_and_backend_there_are_128_mib() -> None:
+    assert read("-cpu EPYC -bios O").memory == 128 * MIB
+
+
 def test_a_long_one() -> None:
     """As AMD's script prints it: devices are passed over by name, lines end in backslashes."""
     text = """/usr/local/bin/qemu-system-x86_64 \\
@@ -117,6 +126,7 @@ BAD = [
     ("-cpu EPYC -smp 2,hands=1 -bios O", "Parameter 'hands' is unexpected"),
     ("-cpu EPYC -m much -bios O", "Parameter 'size' expects a size value"),
     ("-cpu EPYC -m 1G,speed=1 -bios O", "Invalid parameter 'speed'"),
+    ("-cpu EPYC -bios O -append 'x", "No closing quotation"),
     ("-cpu EPYC -bios O -append x", "-append only allowed with -kernel option"),
     ("-cpu EPYC -bios O -initrd x", "-initrd only allowed with -kernel option"),
     ("-cpu EPYC", "QEMU's SeaBIOS is not modelled"),

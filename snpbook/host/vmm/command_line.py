@@ -39,8 +39,11 @@ class Part:
 
 
 def parts(text: str) -> list[Part]:
-    """The options of a command line, one by one. `VmmError` where one is unknown or lacks its argument."""
-    words = shlex.split(text.replace("\\\n", " "))
+    """The options of a command line, one by one. `VmmError` where one is unknown or lacks its argument, or a quote."""
+    try:
+        words = shlex.split(text.replace("\\\n", " "))
+    except ValueError as error:
+        raise VmmError(f"{PROGRAM}: the command line as a shell reads it: {error}") from error
     if words and not words[0].startswith("-"):
         del words[0]  # the program
     found = []

@@ -14,7 +14,6 @@ from snpbook.host.vmm import keyval
 from snpbook.host.vmm.configuration import GuestKind, VmmError
 from snpbook.host.vmm.properties import PROPERTIES, SEV_GUEST, SNP_GUEST, SevObject, read_property
 from snpbook.spec.policy import DEFAULT_LEGACY_POLICY, DEFAULT_POLICY, LEGACY_POLICY_ES
-from snpbook.spec.sizes import format_size
 from snpbook.spec.vmsa import VCPU_TYPES
 
 DEFAULT_MEMORY = 128 << 20
@@ -90,8 +89,9 @@ class Given:
         if not self.cpu:
             raise VmmError(f"no -cpu: QEMU's qemu64 is not modelled, name host or one of {', '.join(VCPU_TYPES)}")
         return GuestOptions(
-            memory=self.memory or size, firmware=self.firmware, cpu=self.cpu, vcpus=self.vcpus, sev=sev, kernel=self.kernel,
-            initrd=self.initrd, append=self.append, paused=self.paused, not_modelled=tuple(self.not_modelled),
+            memory=size if self.memory is None else self.memory, firmware=self.firmware, cpu=self.cpu,
+            vcpus=self.vcpus, sev=sev, kernel=self.kernel, initrd=self.initrd, append=self.append,
+            paused=self.paused, not_modelled=tuple(self.not_modelled),
         )  # fmt: skip
 
     def _confidential(self) -> SevObject | None:
@@ -178,7 +178,8 @@ def _memory(given: Given, text: str) -> None:
     for key in found:
         if key not in ("size", "slots", "maxmem"):
             raise VmmError(f"Invalid parameter '{key}'")
-    given.memory = keyval.size("size", found.get("size", format_size(DEFAULT_MEMORY)), "M")
+    if "size" in found:
+        given.memory = keyval.size("size", found["size"], "M")
 
 
 def _smp(given: Given, text: str) -> None:
