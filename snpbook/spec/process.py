@@ -64,7 +64,3 @@ class MemfdFlags(IntFlag):
 
     CLOEXEC = 0x1
     ALLOW_SEALING = 0x2
-
-
-RESTRICTEDMEM_MAGIC = 0x5245534D
-"""The type of the file system of memfd_restricted ("RESM"). UPM v10."""

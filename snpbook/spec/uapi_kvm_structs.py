@@ -190,5 +190,4 @@ EXIT_MEMORY_FAULT = _exit("memory_fault", 0x18, _row("flags gpa size"))
 EXIT_VMGEXIT = _exit(
     "vmgexit", 0x10, [uint("ghcb_msr", 0x00, 8), uint("error", 0x08, 1)], Cite("V7", "patch 46, KVM_EXIT_VMGEXIT")
 )
-EXIT_VMGEXIT_V8 = _exit("vmgexit.v8", 0x10, _row("ghcb_msr ret"), Cite("V7", "as version 8 has it"))
 EXIT_SNP_REQ_CERTS = _exit("snp_req_certs", 0x18, _row("gpa npages ret"), Cite("LINUX", "kernels of 2026"))

@@ -72,7 +72,6 @@ V7: dict[str, tuple[int, str]] = {
         "32 restricted_offset 8; 40 restricted_fd 4",
     ),
     "kvm_run.vmgexit": (16, "0 ghcb_msr 8; 8 error 1"),
-    "kvm_run.vmgexit.v8": (16, "0 ghcb_msr 8; 8 ret 8"),
     "kvm_run.snp_req_certs": (24, "0 gpa 8; 8 npages 8; 16 ret 8"),
     "kvm_snp_init.v7": (8, "0 flags 8"),
     "kvm_sev_snp_launch_start.v7": (40, "0 policy 8; 8 ma_uaddr 8; 16 ma_en 1; 17 imi_en 1; 18 gosvw 16"),

@@ -112,10 +112,6 @@ class Memslots:
         """The slot that holds a guest page."""
         return next((slot for slot in self if gfn in slot.gfns), None)
 
-    def at_user_page(self, page: int) -> Memslot | None:
-        """The slot that holds a user page: the way from an address of the VMM to guest pages."""
-        return next((slot for slot in self if 0 <= page - slot.user < len(slot.gfns)), None)
-
     def overlapping(self, gfns: range) -> list[tuple[Memslot, range]]:
         """The slots that a run of guest pages touches, each with the part inside it."""
         return [(slot, part) for slot in self if (part := slot.part(gfns))]

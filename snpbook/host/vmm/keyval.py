@@ -56,10 +56,3 @@ def size(key: str, text: str, default_unit: str = "B") -> int:
         raise VmmError(f"Parameter '{key}' expects a size value")
     unit = (match[2] or default_unit).upper()
     return int(match[1]) << 10 * max(_UNITS.find(unit), 0)
-
-
-def on_off(key: str, text: str) -> bool:
-    """A switch. `VmmError`."""
-    if text not in ("on", "off"):
-        raise VmmError(f"Parameter '{key}' expects 'on' or 'off'")
-    return text == "on"
