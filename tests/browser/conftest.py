@@ -1,13 +1,15 @@
 """One server for all browser tests, and one browser and one page for each file and theme."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from snpbook.spec.resources import resource
 from snpbook.views.palette import THEMES, Theme
-from tests.browser.lab_page import browser, lab
+from tests.browser.lab_page import LabPage, browser, lab, opened
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,21 @@ def chromium() -> Iterator[Any]:
 def theme(request: pytest.FixtureRequest) -> Theme:
     chosen: Theme = request.param
     return chosen
+
+
+@pytest.fixture(scope="module")
+def saved(request: pytest.FixtureRequest, folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
+    """The chapter that the test's file calls NAME, as it is kept: opened and not yet run."""
+    name: str = request.module.NAME
+    shutil.copy(Path(str(resource("notebooks"))) / name, folder)
+    with opened(chromium, base, name, theme) as page:
+        yield page
+        page.check()
+
+
+@pytest.fixture(scope="module")
+def notebook(saved: LabPage) -> LabPage:
+    """The chapter after a run of all its cells."""
+    saved.run_all()
+    saved.check()
+    return saved

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,13 @@ class LabPage:
         return self.page.locator(".jp-Notebook .jp-CodeCell").filter(
             has=self.page.locator(".jp-InputArea-editor", has_text=text)
         )
+
+    def line(self, source: str) -> "playwright.Locator":
+        """The code cell that is the line `source` and nothing else, in sight."""
+        editor = self.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(f"^{re.escape(source)}$"))
+        cell = self.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+        cell.scroll_into_view_if_needed()
+        return cell
 
     def output(self, text: str) -> str:
         """What the cell whose source holds `text` has answered, in sight or not."""

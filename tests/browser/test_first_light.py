@@ -1,16 +1,10 @@
 """The overture in a real JupyterLab, as its reader meets it: first as it was saved, then run, then changed by hand."""
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from snpbook.spec.pages import PageState
-from snpbook.spec.resources import resource
 from snpbook.views.palette import PAGES, Theme
-from tests.browser.lab_page import CHROMIUM, MAP, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, MAP, LabPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -20,15 +14,6 @@ SOURCE = """\
 tampered = bytearray(report)
 tampered[{place:#x}] ^= {mask:#04x}
 print(owner.verify(bytes(tampered), b"a fresh nonce"))"""
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    """The notebook as it is kept, opened and not yet run."""
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        yield page
-        page.check()
 
 
 @pytest.fixture(scope="module")

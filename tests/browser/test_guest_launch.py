@@ -1,38 +1,14 @@
 """The launch stepper, the policy builder and the parting desk in a real JupyterLab, by keyboard."""
 
-import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snpbook.spec.resources import resource
-from snpbook.views.palette import Theme
-from tests.browser.lab_page import CHROMIUM, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, LabPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 NAME = "05_guest_launch.ipynb"
-
-
-@pytest.fixture(scope="module")
-def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        page.run_all()
-        page.check()
-        yield page
-        page.check()
-
-
-def shown(notebook: LabPage, source: str) -> Any:
-    """The cell that holds just `source`, in sight."""
-    editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(rf"^{re.escape(source)}$"))
-    cell = notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
-    cell.scroll_into_view_if_needed()
-    return cell
 
 
 def press(notebook: LabPage, button: Any) -> None:
@@ -41,7 +17,7 @@ def press(notebook: LabPage, button: Any) -> None:
 
 
 def test_a_launch_is_stepped_through(notebook: LabPage) -> None:
-    cell = shown(notebook, "lab.stepper")
+    cell = notebook.line("lab.stepper")
     cell.get_by_role("combobox", name="Kernel").select_option(label="mainline")
     cell.get_by_role("combobox", name="Guest").select_option(label="snp")
     cell.get_by_text("Call 1 of 46").wait_for()
@@ -63,7 +39,7 @@ def test_a_launch_is_stepped_through(notebook: LabPage) -> None:
 
 
 def test_a_policy_is_built(notebook: LabPage) -> None:
-    cell = shown(notebook, "lab.policy")
+    cell = notebook.line("lab.policy")
     cell.get_by_role("combobox", name="Guest").select_option(label="SNP")
     cell.get_by_role("table", name="Policy 0x30000").wait_for()
     box = cell.get_by_role("checkbox", name="single_socket")
@@ -76,7 +52,7 @@ def test_a_policy_is_built(notebook: LabPage) -> None:
 
 
 def test_a_guess_is_made_before_the_chains_are_shown(notebook: LabPage) -> None:
-    cell = shown(notebook, "lab.parting")
+    cell = notebook.line("lab.parting")
     cell.get_by_role("combobox", name="Change").select_option(label="another command line")
     press(notebook, cell.get_by_role("button", name="Compare"))
     cell.get_by_text("Guess first").wait_for()

@@ -1,37 +1,23 @@
 """The set-up desk in a real JupyterLab, by keyboard: options chosen, booted, read from the log and the checklist."""
 
 import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snpbook.spec.resources import resource
-from snpbook.views.palette import Theme
-from tests.browser.lab_page import CHROMIUM, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, LabPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 NAME = "04_host_setup.ipynb"
 
 
-@pytest.fixture(scope="module")
-def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        page.run_all()
-        page.check()
-        desk(page).scroll_into_view_if_needed()
-        yield page
-        page.check()
-
-
 def desk(notebook: LabPage) -> Any:
-    """The cell that shows the desk."""
+    """The cell that shows the desk, in sight."""
     editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(r"lab = Lab\(\)"))
-    return notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+    cell = notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+    cell.scroll_into_view_if_needed()
+    return cell
 
 
 def boot(notebook: LabPage) -> None:

@@ -1,31 +1,18 @@
 """The DIMM microscope in a real JupyterLab, by keyboard, in light and dark: first as it was saved, then run."""
 
 import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snpbook.spec.resources import resource
 from snpbook.views.palette import REPEATS, Theme
-from tests.browser.lab_page import CHROMIUM, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, LabPage
 from tests.views.reading import read
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 NAME = "01_memory_encryption.ipynb"
 SCOPE = ".snpbook-scope"
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    """The notebook as it is kept, opened and not yet run."""
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        yield page
-        page.check()
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,12 @@
 """The desk and the explorer in a real JupyterLab, by keyboard and by mouse, as the reader of the chapter meets them."""
 
 import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from snpbook.spec.pages import PageState
-from snpbook.spec.resources import resource
 from snpbook.views.palette import PAGES, Theme
-from tests.browser.lab_page import CHROMIUM, MAP, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, MAP, LabPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -20,21 +15,11 @@ DESK, EXPLORER = "lab.desk", "lab.explorer"
 
 
 @pytest.fixture(scope="module")
-def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        page.run_all()
-        page.check()
-        cell(page, DESK).scroll_into_view_if_needed()
-        page.page.wait_for_selector(MAP)
-        yield page
-        page.check()
-
-
-def cell(notebook: LabPage, source: str) -> Any:
-    """The code cell that is this line alone."""
-    editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(f"^{re.escape(source)}$"))
-    return notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
+def notebook(saved: LabPage) -> LabPage:
+    saved.run_all()
+    saved.check()
+    saved.line(DESK).locator(MAP).wait_for()
+    return saved
 
 
 def test_the_map_shows_what_the_chapter_did(notebook: LabPage, theme: Theme) -> None:
@@ -44,7 +29,7 @@ def test_the_map_shows_what_the_chapter_did(notebook: LabPage, theme: Theme) -> 
 
 
 def test_pages_are_selected_by_keys_and_an_instruction_is_pressed(notebook: LabPage) -> None:
-    desk, keyboard = cell(notebook, DESK), notebook.page.keyboard
+    desk, keyboard = notebook.line(DESK), notebook.page.keyboard
     figure = desk.locator(".snpbook-map")
     figure.get_by_role("textbox", name="First page frame").fill("0x820")
     figure.get_by_role("textbox", name="last").fill("0x821")
@@ -72,7 +57,7 @@ def test_pages_are_selected_by_keys_and_an_instruction_is_pressed(notebook: LabP
 
 
 def test_an_address_that_is_none_is_told_beside_its_field(notebook: LabPage) -> None:
-    desk, keyboard = cell(notebook, DESK), notebook.page.keyboard
+    desk, keyboard = notebook.line(DESK), notebook.page.keyboard
     field, tables = desk.get_by_role("textbox", name="First GPA"), desk.get_by_role("table")
     tables.filter(has_text="SUCCESS (0)").first.wait_for()
     field.fill("0x8000000000000")
@@ -94,7 +79,7 @@ def test_an_address_that_is_none_is_told_beside_its_field(notebook: LabPage) -> 
 
 
 def test_dragging_selects(notebook: LabPage) -> None:
-    page, canvas = notebook.page, cell(notebook, DESK).locator(MAP)
+    page, canvas = notebook.page, notebook.line(DESK).locator(MAP)
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     unit = (box["width"] - 79) / 64
@@ -109,7 +94,7 @@ def test_dragging_selects(notebook: LabPage) -> None:
 
 
 def test_the_explorer_follows_the_choices(notebook: LabPage) -> None:
-    shown = cell(notebook, EXPLORER)
+    shown = notebook.line(EXPLORER)
     shown.scroll_into_view_if_needed()
     for name, choice in [("Page", "VMPL1 may only read it"), ("VMPL", "1"), ("Access", "write")]:
         shown.get_by_role("combobox", name=name, exact=True).select_option(label=choice)
@@ -124,7 +109,7 @@ def test_the_explorer_follows_the_choices(notebook: LabPage) -> None:
 
 
 def test_an_address_outside_memory_is_told(notebook: LabPage) -> None:
-    shown, keyboard = cell(notebook, EXPLORER), notebook.page.keyboard
+    shown, keyboard = notebook.line(EXPLORER), notebook.page.keyboard
     field = shown.get_by_role("textbox", name="Address")
     for address, words in [
         ("-5", "Address: -0x5 is outside memory, which ends at 0x3ffffff"),
@@ -148,7 +133,7 @@ def test_an_address_outside_memory_is_told(notebook: LabPage) -> None:
 
 
 def test_the_legend_has_the_colours_of_the_theme_before_anything_changes(notebook: LabPage, theme: Theme) -> None:
-    desk = cell(notebook, DESK)
+    desk = notebook.line(DESK)
     desk.locator(".cm-content").click()
     before = desk.locator(".snpbook-map").element_handle()
     notebook.page.keyboard.press("ControlOrMeta+Enter")

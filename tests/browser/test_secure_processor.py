@@ -1,16 +1,8 @@
 """Console, state machines and launch desk in a real JupyterLab, as the reader of the chapter meets them."""
 
-import re
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from snpbook.spec.resources import resource
-from snpbook.views.palette import Theme
-from tests.browser.lab_page import CHROMIUM, LabPage, opened
+from tests.browser.lab_page import CHROMIUM, LabPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -18,25 +10,8 @@ NAME = "03_secure_processor.ipynb"
 CONSOLE, MACHINES, LAUNCH = "lab.console", "lab.machines", "lab.launch"
 
 
-@pytest.fixture(scope="module")
-def notebook(folder: Path, base: str, chromium: Any, theme: Theme) -> Iterator[LabPage]:
-    shutil.copy(Path(str(resource("notebooks"))) / NAME, folder)
-    with opened(chromium, base, NAME, theme) as page:
-        page.run_all()
-        page.check()
-        cell(page, CONSOLE).scroll_into_view_if_needed()
-        yield page
-        page.check()
-
-
-def cell(notebook: LabPage, source: str) -> Any:
-    """The code cell that is this line alone."""
-    editor = notebook.page.locator(".jp-InputArea-editor .cm-content", has_text=re.compile(f"^{re.escape(source)}$"))
-    return notebook.page.locator(".jp-Notebook .jp-CodeCell").filter(has=editor)
-
-
 def test_a_command_is_filled_in_and_sent(notebook: LabPage) -> None:
-    console = cell(notebook, CONSOLE)
+    console = notebook.line(CONSOLE)
     choice = console.get_by_role("combobox", name="Command")
     label = next(text for text in choice.get_by_role("option").all_text_contents() if "SNP_ACTIVATE:" in text)
     assert label.replace("\xa0", " ") == "\u2717 SNP_ACTIVATE: there is no guest context"
@@ -49,7 +24,7 @@ def test_a_command_is_filled_in_and_sent(notebook: LabPage) -> None:
 
 
 def test_what_cannot_be_sent_is_told(notebook: LabPage) -> None:
-    console = cell(notebook, CONSOLE)
+    console = notebook.line(CONSOLE)
     console.get_by_role("textbox", name="Raw bytes").fill("no bytes")
     console.get_by_role("button", name="Send").click()
     console.get_by_text("pairs of hexadecimal digits").wait_for()
@@ -57,7 +32,7 @@ def test_what_cannot_be_sent_is_told(notebook: LabPage) -> None:
 
 
 def test_only_legal_commands_can_be_pressed(notebook: LabPage) -> None:
-    panel = cell(notebook, MACHINES)
+    panel = notebook.line(MACHINES)
     panel.scroll_into_view_if_needed()
     panel.get_by_role("combobox", name="Machine").select_option(label="The SNP platform")
     panel.get_by_text("The SNP platform, in INIT").first.wait_for()
@@ -70,7 +45,7 @@ def test_only_legal_commands_can_be_pressed(notebook: LabPage) -> None:
 
 
 def test_a_changed_page_changes_the_digest(notebook: LabPage) -> None:
-    desk = cell(notebook, LAUNCH)
+    desk = notebook.line(LAUNCH)
     desk.scroll_into_view_if_needed()
     desk.get_by_role("spinbutton", name="of page").fill("3")
     notebook.page.keyboard.press("Enter")

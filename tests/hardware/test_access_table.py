@@ -235,7 +235,7 @@ def compare(mine: Stage, count: int) -> set[str]:
 
 @pytest.mark.parametrize("actor", ACTORS)
 def test_every_row(actor: str) -> None:
-    assert compare(Stage(actor), 1500 if actor == "snp" else 300) == OUTCOMES[actor]
+    assert compare(Stage(actor), 700 if actor == "snp" else 300) == OUTCOMES[actor]
 
 
 OUTCOMES = {
