@@ -15,15 +15,18 @@ from typing import Any
 from snpbook.attest.appraise import Policy, appraise
 from snpbook.attest.certs import Certificate
 from snpbook.attest.checks import Check, NotGenuine, Result
-from snpbook.attest.measure import snp_digest, vmsa_pages
+from snpbook.attest.measure import snp_digest, svsm_runs, svsm_vmsa_pages, vmsa_pages
+from snpbook.attest.measure_chain import launch_digest
 from snpbook.attest.roots import named_roots
 from snpbook.attest.verify import verify
 from snpbook.firmware.keys import Chip, kdf
 from snpbook.firmware.processor import SecureProcessor
 from snpbook.firmware.table import power_on
 from snpbook.guest.attestation import request_report
-from snpbook.guest.boot import Acceptance, boot
+from snpbook.guest.boot import NO_FEATURES, Acceptance, boot
 from snpbook.guest.layout import Layout
+from snpbook.guest.svsm.program import program as svsm_program
+from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.guest_cpu import Program, ProgramFailure
 from snpbook.hardware.machine import Machine
 from snpbook.hardware.ports import HostCpu
@@ -31,14 +34,19 @@ from snpbook.hardware.snapshot import Snapshot
 from snpbook.host.kernel import Kernel
 from snpbook.host.vmm.command_line import create, read
 from snpbook.host.vmm.configuration import DirectBoot, GuestKind, VmmError
+from snpbook.host.vmm.exits import exit_record
 from snpbook.host.vmm.guest import Vmm
 from snpbook.host.vmm.properties import default_object
 from snpbook.spec.image import Image
 from snpbook.spec.launch import kernel_hash_table
+from snpbook.spec.private_memory import cell
 from snpbook.spec.products import product as find_product
 from snpbook.spec.resources import resource
+from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.sizes import parse_size
+from snpbook.spec.termination import ended
 from snpbook.spec.uapi_kvm import Exit
+from snpbook.spec.uapi_kvm_structs import EXIT_SYSTEM_EVENT
 from snpbook.spec.vmsa import VCPU_TYPES
 from snpbook.trace import Counts, Recorder, Trace
 from snpbook.vendor.ca import ISSUED, AmdCa
@@ -47,6 +55,7 @@ GIB = 1 << 30
 NOW = ISSUED + timedelta(days=30)
 """The time of verification unless the caller gives one."""
 SAMPLE_IMAGE = ("data", "firmware", "sample.fd")
+SAMPLE_SVSM = ("data", "firmware", "svsm.bin")
 SAMPLE_NAME = SAMPLE_IMAGE[-1]
 
 
@@ -111,13 +120,17 @@ class System:
         kind: str = "snp",
         vcpu_type: str = "",
         discard: bool = True,
+        backend: str = "",
+        svsm: bool = False,
         **properties: Any,
     ) -> Guest:
         """A guest with a firmware image (default: the sample image), not yet launched.
 
         `memory` is in bytes, or a text such as "64 MiB"; `vcpu_type` is QEMU's name of a model, by default the
         product's. `kind` is plain, sev, sev-es or snp, `properties` are those of QEMU's object for it, such as `policy`
-        or `host_data`. `discard`: conversions free the side that is left.
+        or `host_data`. `discard`: conversions free the side that is left. `backend` says where private pages are, by
+        default where the host's era has them; `NoSuchCell` where no kernel ever had the kind's there.
+        With `svsm` the sample SVSM runs at VMPL0 and the guest at VMPL2, which takes a host of the era svsm-host.
         """
         image, which = image or sample_image(), GuestKind(kind)
         size, signature = parse_size(memory), int(VCPU_TYPES[vcpu_type or self.product.vcpu_type])
@@ -125,7 +138,8 @@ class System:
         sev = default_object(which, **{**hashes, **properties})
         vmm = Vmm(
             self.host, image, memory=size, vcpus=vcpus, vcpu_signature=signature, boot=boot, kind=which,
-            discard=discard, sev=sev,
+            discard=discard, sev=sev, backend=cell(kind, backend).backend if backend else None,
+            svsm=sample_svsm() if svsm else None,
         )  # fmt: skip
         return self._own(vmm)
 
@@ -145,7 +159,11 @@ class System:
     def owner(self, guest: Guest) -> Owner:
         """The relying party of a guest: knows its image and the toy roots, and sees nothing of the machine."""
         vmm = guest.vmm
-        pages, boot = vmsa_pages(vmm.image, len(vmm.vcpus), vmm.signature), vmm.measured_boot
+        if vmm.svsm:
+            pages = svsm_vmsa_pages(vmm.image, vmm.svsm, 0, len(vmm.vcpus), vmm.signature)
+            return Owner(launch_digest(svsm_runs(vmm.image, vmm.svsm, 0, pages)), self.certificates())
+        features = SevFeatures.SNP_ACTIVE | (vmm.object.vmsa_features if vmm.object else 0)
+        pages, boot = vmsa_pages(vmm.image, len(vmm.vcpus), vmm.signature, features), vmm.measured_boot
         hashes = kernel_hash_table(boot.kernel, boot.initrd, boot.cmdline) if boot else None
         return Owner(snp_digest(vmm.image, pages, kernel_hashes=hashes), self.certificates())
 
@@ -172,16 +190,22 @@ class Guest:
     def launch(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Launch through KVM and the firmware."""
         self.vmm.launch(progress)
+        if self.vmm.svsm:
+            program = svsm_program(self.vmm.svsm, self.vmm.image.gpa, self.vmm.svsm_gpa)
+            for vcpu in self.vmm.vcpus:
+                vcpu.executor.levels[0] = level = CoroutineExecutor()
+                level.start(program)
 
-    def boot(self, acceptance: str = Acceptance.EAGER) -> int:
+    def boot(self, acceptance: str = Acceptance.EAGER, *, knows: SevFeatures = NO_FEATURES) -> int:
         """Run the guest's boot program: the bytes of memory that it accepted. `dmesg` is what it says.
 
+        `knows` are features that its kernel lives with beyond those of Linux 6.12, such as restricted injection.
         `VmmError` for a guest that has booted: its memory is accepted once.
         """
         if self.booted:
             raise VmmError("the guest has booted: create another one, or run a program on this one")
         image, when = self.vmm.image, Acceptance(acceptance)
-        found = self.run(lambda cpu: boot(cpu, image, when))
+        found = self.run(lambda cpu: boot(cpu, image, when, knows=knows))
         self.accepted, self.dmesg, self.booted = found.accepted, found.messages, True
         return self.accepted
 
@@ -189,27 +213,49 @@ class Guest:
         """A report over `report_data` (padded with zeros to 64 bytes), through the encrypted channel."""
         if len(report_data) > 64:
             raise ValueError(f"report_data has {len(report_data)} bytes: a report carries 64")
+        if self.vmm.kind is not GuestKind.SNP:
+            raise VmmError(f"a {self.vmm.kind.value} guest has no way to the firmware: only SNP guests get reports")
         if not self.booted:
             self.boot()
         place, data = Layout.of(self.vmm.image), report_data.ljust(64, b"\0")
         report: bytes = self.run(lambda cpu: request_report(cpu, place, data))
         return report
 
-    def run(self, program: Program) -> Any:
-        """Run a guest program on vCPU 0 to its end: its return value. Raises the `ProgramFailure` it ended with.
+    def run(self, program: Program, vcpu: int = 0) -> Any:
+        """Run a guest program on a vCPU to its end: its return value. Raises the `ProgramFailure` it ended with.
 
-        `VmmError` before the launch, which an encrypted guest needs.
+        `VmmError` before the launch, which an encrypted guest needs, and while the vCPU is in the middle of another
+        program; `GuestStopped` where it does not come to the end of this one.
         """
         if not self.vmm.launched and self.vmm.kind is not GuestKind.PLAIN:
             raise VmmError("the guest has not been launched: launch it first")
-        vcpu = self.vmm.vcpus[0]
-        vcpu.executor.start(program)
-        stopped = self.vmm.run(0)
-        if stopped is not Exit.HLT or vcpu.executor.busy:
-            raise RuntimeError(f"the guest stopped: {stopped.name}")
-        if isinstance(vcpu.executor.outcome, ProgramFailure):
-            raise vcpu.executor.outcome
-        return vcpu.executor.outcome
+        executor = self.vmm.vcpus[vcpu].executor
+        if executor.busy:
+            raise VmmError(f"vCPU {vcpu} stopped in the middle of a program: let it go on first, or make another guest")
+        executor.start(program)
+        return self.go_on(vcpu)
+
+    def go_on(self, vcpu: int = 0) -> Any:
+        """Let a vCPU that stopped in the middle of a program run on, as `run` does; it has halted where there is none.
+
+        A guest that asked to be ended halts, and raises what it ended with.
+        """
+        executor = self.vmm.vcpus[vcpu].executor
+        stopped = self.vmm.run(vcpu)
+        if stopped is not Exit.HLT or executor.busy:
+            event = exit_record(self.vmm, self.vmm.handles[vcpu], EXIT_SYSTEM_EVENT)
+            raise GuestStopped(stopped, ended(event.data0) if stopped is Exit.SYSTEM_EVENT else "")
+        if isinstance(executor.outcome, ProgramFailure):
+            raise executor.outcome
+        return executor.outcome
+
+
+class GuestStopped(RuntimeError):
+    """A guest that left before its program was at an end: the `exit` that its VMM got, and for what it asked."""
+
+    def __init__(self, exit_: Exit, why: str = "") -> None:
+        super().__init__(f"the guest stopped: {exit_.name}" + f", {why}" * bool(why))
+        self.exit, self.why = exit_, why
 
 
 class Outcome(StrEnum):
@@ -253,6 +299,11 @@ class Owner:
         outcome = Outcome.ACCEPTED if appraisal.accepted else Outcome.REFUSED
         asked = (check for check in appraisal.checks if check.result is not Result.SKIPPED)
         return Verdict(outcome, (*verified.checks, *asked))
+
+
+def sample_svsm() -> Image:
+    """The small image of an SVSM that snpbook ships."""
+    return Image.parse(resource(*SAMPLE_SVSM).read_bytes())
 
 
 def sample_image() -> Image:

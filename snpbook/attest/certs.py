@@ -27,12 +27,15 @@ from snpbook.spec.certificates import (
     DISTINGUISHED_NAME,
     P384_KEY_ALGORITHM,
     P384_POINT_SIZE,
+    PRODUCT_LINES,
     PSS_ALGORITHM,
     PSS_ALGORITHM_EXPLICIT,
     PSS_SALT_SIZE,
     RSA_BITS,
     RSA_EXPONENT,
     RSA_KEY_ALGORITHM,
+    VCEK,
+    VLEK,
 )
 
 X509 = "X509 RFC 5280"
@@ -144,6 +147,8 @@ class _Name:
 @lru_cache(maxsize=256)
 def _words(name: _Name) -> tuple[str, str]:
     """A name as RFC 4514 writes it, and its common name; remembered, because all certificates have the same few."""
+    if name.der in _amd_names():
+        return _amd_names()[name.der]
     decoded = name.decode()
     common = decoded.get_attributes_for_oid(NameOID.COMMON_NAME)
     return decoded.rfc4514_string(), " ".join(str(attribute.value) for attribute in common)
@@ -187,8 +192,20 @@ def is_pss(der: bytes, algorithm: asn1.Element, inner: asn1.Element) -> bool:
 @cache
 def amd_name(common_name: str) -> str:
     """The distinguished name that AMD gives to a key of that common name."""
+    return _amd_name(common_name).rfc4514_string()
+
+
+def _amd_name(common_name: str) -> x509.Name:
     fields = [x509.NameAttribute(x509.ObjectIdentifier(oid), value) for oid, value in DISTINGUISHED_NAME]
-    return x509.Name([*fields, x509.NameAttribute(NameOID.COMMON_NAME, common_name)]).rfc4514_string()
+    return x509.Name([*fields, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+@cache
+def _amd_names() -> dict[bytes, tuple[str, str]]:
+    """The names of AMD's keys by their DER, which is the same in every certificate."""
+    authorities = [facts for line in PRODUCT_LINES.values() for facts in (line.ark, line.ask, line.asvk)]
+    common_names = [VCEK.common_name, VLEK.common_name, *(facts.common_name for facts in authorities)]
+    return {_amd_name(name).public_bytes(): (amd_name(name), name) for name in common_names}
 
 
 def _with_positive_serial(der: bytes, number: asn1.Element) -> bytes:

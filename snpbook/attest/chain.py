@@ -13,18 +13,17 @@ from functools import cache, lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA384
 
 from snpbook.attest.certs import X509, Certificate, amd_name
 from snpbook.attest.checks import Check, Checklist, NotGenuine
 from snpbook.attest.crl import RevocationList, check_revocation
-from snpbook.attest.ec_keys import signed_by
+from snpbook.attest.ec_keys import ECDSA_SHA384, signed_by
 from snpbook.attest.kds import chain_url, vcek_url
-from snpbook.attest.parse import SNP, Report
+from snpbook.attest.parse import Report
 from snpbook.attest.roots import Roots
 from snpbook.attest.vek import KDS, read_vek
 from snpbook.spec.certificates import PRODUCT_LINES, VCEK, VLEK, CaFacts, ProductLine, product_line
-from snpbook.spec.report import SigningKey
+from snpbook.spec.report import SigningKey, product_of_cpuid
 
 VEK_NAMES = {SigningKey.VCEK: VCEK.common_name, SigningKey.VLEK: VLEK.common_name}
 WITHOUT_CPUID = ("milan", "genoa")
@@ -56,27 +55,37 @@ def find_chain(
     product: str | None,
     now: datetime,
     checks: Checklist,
+    crls: Sequence[RevocationList] = (),
 ) -> Chain:
-    """Choose a report's chain among certificates of any origin; only the product line is judged here.
-
-    The line is named by the report itself from version 3 on, by the VEK's issuer, and perhaps by the caller; they
-    must agree.
-    """
-    kind, own = report.fields.signing_key, report.product
-    if report.has_cpuid:
-        rule = "the report's CPUID is of no known product line"
-        found = f"family {report.fields.cpuid_family:#x} model {report.fields.cpuid_model:#x}"
-        checks.require("report.cpuid", own is not None, rule, " ".join(PRODUCT_LINES), found, SNP)
-    pool = [*certificates, *roots.certificates]
+    """Choose a report's chain among certificates of any origin, and judge it at the time `now` (with a time zone)."""
+    pool, kind = (*certificates, *roots.certificates), report.fields.signing_key
     vek = _choose_vek(report, pool, VEK_NAMES[kind], now)
     if vek is None:
-        named = own or product
+        named = report.product or product
         lines = [product_line(named)] if named else [PRODUCT_LINES[name] for name in WITHOUT_CPUID]
         url = " or ".join(filter(None, [_vek_url(report, line) for line in lines]))
-        raise MissingCertificate(
-            "certificates.vek", f"no {kind.name} certificate of this report is at hand", url, checks.made
-        )
+        rule = f"no {kind.name} certificate of this report is at hand"
+        raise MissingCertificate("certificates.vek", rule, url, checks.made)
+    return checks.follow(lambda: _judge(kind, vek, report.cpuid, pool, roots, product, now, tuple(crls)))
 
+
+@lru_cache(maxsize=1024)
+def _judge(
+    kind: SigningKey,
+    vek: Certificate,
+    cpuid: tuple[int, int] | None,
+    pool: tuple[Certificate, ...],
+    roots: Roots,
+    product: str | None,
+    now: datetime,
+    crls: tuple[RevocationList, ...],
+) -> tuple[Chain, tuple[Check, ...]]:
+    """Find what stands above a VEK, and judge it from the pinned root downwards.
+
+    The product line is named by the report itself from version 3 on, by the VEK's issuer, and perhaps by the caller;
+    they must agree. Remembered, because many reports hang from one chain and are judged at one time.
+    """
+    checks, own = Checklist(), product_of_cpuid(*cpuid) if cpuid else None
     claims = sorted({name for name in (own, product, _issuing_lines(kind).get(vek.issuer)) if name})
     rule, found = "report, certificates and the product asked for name one product line", " or ".join(claims) or "none"
     checks.require("report.product", len(claims) == 1, rule, "one product line", found, KDS)
@@ -89,38 +98,18 @@ def find_chain(
     intermediate = _choose(above.common_name, pool, now, lambda candidate: candidate.signed_by(root))
     if intermediate is None:
         raise _missing("intermediate", above, line, kind, checks)
-    return Chain(claims[0], vek, intermediate, root)
 
-
-def check_chain(
-    chain: Chain,
-    kind: SigningKey,
-    roots: Roots,
-    now: datetime,
-    checks: Checklist,
-    crls: Sequence[RevocationList] = (),
-) -> None:
-    """Judge a chain from the pinned root downwards, at the time `now` (with a time zone)."""
-    checks.follow(lambda: (None, _check_chain(chain, kind, roots, now, tuple(crls))))
-
-
-@lru_cache(maxsize=256)
-def _check_chain(
-    chain: Chain, kind: SigningKey, roots: Roots, now: datetime, crls: tuple[RevocationList, ...]
-) -> tuple[Check, ...]:
-    """Remembered, because many reports hang from one chain and are judged at one time."""
-    checks, vek, intermediate, root = Checklist(), chain.vek, chain.intermediate, chain.root
     pinned = root.fingerprint in roots.fingerprints
     rule = f"{root.common_name} is not one of the pinned roots of {roots.name}"
     checks.require("chain.root", pinned, rule, f"a root of {roots.name}", f"sha256 {root.fingerprint}", KDS)
-
+    chain = Chain(claims[0], vek, intermediate, root)
     checks.follow(lambda: (None, _check_links(chain, kind)))
     moment = f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     for name, certificate in (("root", root), ("intermediate", intermediate), ("vek", vek)):
         rule, span = f"{certificate.common_name} is not valid at this time", certificate.span
         checks.require(f"chain.{name}.dates", certificate.is_valid_at(now), rule, span, moment, X509)
     check_revocation(intermediate, root, crls, now, checks)
-    return tuple(checks.made)
+    return chain, tuple(checks.made)
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +129,8 @@ def _check_links(chain: Chain, kind: SigningKey) -> tuple[Check, ...]:
     ):
         rule = f"{certificate.common_name} is not signed by {issuer.common_name}"
         met = certificate.signed_by(issuer)
-        checks.require(f"chain.{name}.signature", met, rule, "RSASSA-PSS, SHA-384", "signed" if met else "no", X509)
+        found = "signed" if met else "no valid one"
+        checks.require(f"chain.{name}.signature", met, rule, "RSASSA-PSS, SHA-384", found, X509)
 
     ark, above = line.ark.common_name, _issuer(line, kind).common_name
     names = ((root, ark, ark), (intermediate, above, ark), (vek, VEK_NAMES[kind], above))
@@ -231,7 +221,7 @@ def _signed(report: Report, candidate: Certificate) -> bool:
     key, fields = candidate.public_key.key, report.fields
     if not isinstance(key, ec.EllipticCurvePublicKey):
         return False
-    return signed_by(key, fields.signature_r, fields.signature_s, report.signed, SHA384())
+    return signed_by(key, fields.signature_r, fields.signature_s, report.signed, ECDSA_SHA384)
 
 
 def _names(report: Report, candidate: Certificate) -> bool:

@@ -77,8 +77,8 @@ class Checklist:
         try:
             found, made = judge()
         except NotGenuine as refusal:
-            told = refusal.rule, refusal.expected, refusal.found, refusal.cite
-            raise NotGenuine(refusal.check, *told, (*self.made, *refusal.checks[:-1])) from refusal
+            refusal.checks = (*self.made, *refusal.checks)
+            raise
         self.made += made
         return found
 

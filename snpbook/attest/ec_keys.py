@@ -9,9 +9,12 @@ from __future__ import annotations
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import HashAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA384
 
 from snpbook.spec.launch import CURVE_P384, PUBLIC_KEY
+
+ECDSA_SHA384 = ec.ECDSA(SHA384())
+"""How reports and ID blocks are signed."""
 
 
 def read_point(data: bytes) -> ec.EllipticCurvePublicKey:
@@ -31,11 +34,11 @@ def signature_size(r: bytes, s: bytes) -> int:
     return (int.from_bytes(r, "little") | int.from_bytes(s, "little")).bit_length()
 
 
-def signed_by(key: ec.EllipticCurvePublicKey, r: bytes, s: bytes, message: bytes, digest: HashAlgorithm) -> bool:
+def signed_by(key: ec.EllipticCurvePublicKey, r: bytes, s: bytes, message: bytes, algorithm: ec.ECDSA) -> bool:
     """The key made that signature."""
     signature = encode_dss_signature(int.from_bytes(r, "little"), int.from_bytes(s, "little"))
     try:
-        key.verify(signature, message, ec.ECDSA(digest))
+        key.verify(signature, message, algorithm)
     except InvalidSignature:
         return False
     return True

@@ -27,6 +27,8 @@ _HEX = b"0123456789abcdefABCDEF" + _SPACE
 _BASE64 = b"GHIJKLMNOPQRSTUVWXYZghijklmnopqrstuvwxyz+/-_=" + _HEX
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _HEX_PREFIXES = (b"0x", b"0X")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TEXT = bytes(range(ord(" "), ord("~") + 1)) + _SPACE
 _ANSWER_HEADER = REPORT_RESPONSE.offset("report")
 
 
@@ -110,6 +112,8 @@ def read_table(table: bytes) -> Mapping[UUID, bytes]:
         bounds[identifier] = entry.offset, entry.offset + entry.length
     else:
         raise MalformedEvidence(f"the {len(table)} bytes around the report's {REPORT_SIZE} are no certificate table")
+    if not bounds and any(table):
+        raise MalformedEvidence(f"the {len(table)} bytes around the report's {REPORT_SIZE} begin with no table entry")
     pointed = 0
     for identifier, (start, end) in bounds.items():
         if start < at + CERT_TABLE_ENTRY.size or end > len(table):
@@ -123,11 +127,17 @@ def read_table(table: bytes) -> Mapping[UUID, bytes]:
 def _binary(data: bytes) -> bytes:
     """Text decoded; bytes as they are. A file of exactly a report's length is a report whatever it holds.
 
-    Hexadecimal digits may begin with 0x; base64 is of either alphabet, with its padding or without.
+    Hexadecimal digits may begin with 0x; base64 is of either alphabet, with its padding or without. A byte order mark
+    may stand before either.
     """
-    if len(data) == REPORT_SIZE or data.strip(_BASE64):
+    if len(data) == REPORT_SIZE:
         return data
-    text = data.translate(_URL_SAFE, _SPACE)
+    written = data.removeprefix(_BYTE_ORDER_MARK)
+    if written.strip(_BASE64):
+        if not written.strip(_TEXT):
+            raise MalformedEvidence("this is text, and neither hexadecimal nor base64")
+        return data
+    text = written.translate(_URL_SAFE, _SPACE)
     digits = text[2:] if text.startswith(_HEX_PREFIXES) else text
     is_hex = not digits.strip(_HEX)
     try:

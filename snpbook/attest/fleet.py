@@ -37,12 +37,16 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FleetItem:
-    """A report as it came, its own certificate files, and those of all: of these, what cannot be read is left out."""
+    """A report as it came, its own certificate files, and those of all: of these, what cannot be decoded is left out.
+
+    `unreadable` says why there are no bytes, where that is so.
+    """
 
     name: str
     report: bytes
     certificates: tuple[bytes, ...] = ()
     shared: tuple[bytes, ...] = ()
+    unreadable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ def _batches(items: Iterable[FleetItem]) -> Iterator[list[FleetItem]]:
 
 def _judge(item: FleetItem, roots: Roots, now: datetime, policy: Policy | None) -> FleetVerdict:
     try:
+        if item.unreadable:
+            raise MalformedEvidence(item.unreadable)
         evidence = Evidence.read(item.report)
         bundles = [_read(blob) for blob in (*item.certificates, *evidence.certificates, *evidence.crls)]
         bundles += [_read_if_possible(blob) for blob in item.shared]

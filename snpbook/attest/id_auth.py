@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha384
 
-from cryptography.hazmat.primitives.hashes import SHA384
-
 from snpbook.attest.checks import Check, Checklist, MalformedEvidence, Result
-from snpbook.attest.ec_keys import read_point, signature_size, signed_by
+from snpbook.attest.ec_keys import ECDSA_SHA384, read_point, signature_size, signed_by
 from snpbook.attest.parse import Report
 from snpbook.spec.launch import (
     ALGO_ECDSA_P384_SHA384,
@@ -114,6 +112,6 @@ def _check_signature(name: str, algo: int, key: bytes, signature: bytes, message
     whole = signature_size(parts.r, parts.s) <= P384_BITS and not SIGNATURE.reserved_set(signature)
     rule = "a component is longer than the curve's order, or what stands behind is not zero"
     checks.require(f"{name}.form", whole, rule, f"{P384_BITS} bits", "so" if whole else "more", SNP)
-    met = signed_by(point, parts.r, parts.s, message, SHA384())
+    met = signed_by(point, parts.r, parts.s, message, ECDSA_SHA384)
     rule = "the signature is not by this key"
     checks.require(f"{name}.signature", met, rule, "ECDSA P-384, SHA-384", "valid" if met else "invalid", SNP)

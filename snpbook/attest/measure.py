@@ -100,9 +100,7 @@ def vmsa_pages(
 
 def svsm_vmsa_pages(image: Image, svsm: Image, vars_size: int, vcpus: int, vcpu_signature: int) -> list[bytes]:
     """The start state of each vCPU of a guest with an SVSM: all start at the entry that the SVSM's table gives."""
-    if guid.SVSM_INFO not in svsm.table:
-        raise ImageError(f"no SVSM entry point ({guid.SVSM_INFO}) in the GUID table")
-    entry = int.from_bytes(svsm.table[guid.SVSM_INFO][:4], "little")
+    entry = svsm.svsm_entry
     return [bytes(svsm_vmsa(svsm_gpa(image, svsm, vars_size) + entry, vcpu_signature))] * vcpus
 
 

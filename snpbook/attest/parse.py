@@ -13,6 +13,7 @@ from typing import Any
 
 from snpbook.attest.checks import Check, Checklist, MalformedEvidence
 from snpbook.attest.evidence import Evidence as Evidence
+from snpbook.spec.certificates import PRODUCT_LINES
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.policy import PLATFORM_INFO, POLICY, Tcb
 from snpbook.spec.report import (
@@ -21,6 +22,7 @@ from snpbook.spec.report import (
     FIELDS_SINCE,
     REPORT_SIZE,
     SIGNED_SIZE,
+    UNPUBLISHED,
     VERSIONS,
     SigningKey,
     product_of_cpuid,
@@ -79,11 +81,14 @@ class Report:
         return bool(self.fields.version >= VERSIONS[-1])
 
     @property
+    def cpuid(self) -> tuple[int, int] | None:
+        """Family and model of the processor; None where the version has none."""
+        return (self.fields.cpuid_family, self.fields.cpuid_model) if self.has_cpuid else None
+
+    @property
     def product(self) -> str | None:
         """The product line that the CPUID fields name; None where there are none, or of no known line."""
-        if not self.has_cpuid:
-            return None
-        return product_of_cpuid(self.fields.cpuid_family, self.fields.cpuid_model)
+        return product_of_cpuid(*self.cpuid) if self.cpuid else None
 
     @property
     def named(self) -> dict[str, Any]:
@@ -122,20 +127,26 @@ def _unnamed(layout: Layout, value: int) -> Iterator[int]:
 
 
 def check_format(report: Report, checks: Checklist, allow_newer: bool = False) -> None:
-    """Make the checks that need nothing but the report: version, policy, algorithm, reserved bits, signing key.
+    """Make the checks that need nothing but the report: version, policy, algorithm, reserved bits, key, processor.
 
     With `allow_newer`, a version beyond 5 passes, and what versions up to 5 reserve in its signed part is noted and
-    not judged: nobody here knows what it means.
+    not judged: nobody here knows what it means. Of version 4 that holds for the bytes that version 5 has named.
     """
     fields = report.fields
     stray = tuple((at, report.raw[at]) for at in report.stray_bytes)
-    asked = fields.version, fields.policy, fields.signature_algo, fields.signing_key, stray, allow_newer
+    asked = fields.version, fields.policy, fields.signature_algo, fields.signing_key, report.cpuid, stray, allow_newer
     checks.follow(lambda: (None, _check_format(*asked)))
 
 
 @lru_cache(maxsize=256)
 def _check_format(
-    version: int, policy: int, algorithm: int, key: int, stray: tuple[tuple[int, int], ...], allow_newer: bool
+    version: int,
+    policy: int,
+    algorithm: int,
+    key: int,
+    cpuid: tuple[int, int] | None,
+    stray: tuple[tuple[int, int], ...],
+    allow_newer: bool,
 ) -> tuple[Check, ...]:
     """Remembered, because few reports differ in these; `stray` has offset and value of each byte that is reserved."""
     checks, is_newer = Checklist(), version > VERSIONS[-1]
@@ -155,13 +166,20 @@ def _check_format(
     rule, expected = "the signature's algorithm is unknown", ECDSA_P384_SHA384
     checks.require("report.signature_algo", algorithm == expected, rule, expected, algorithm, SNP)
 
-    judged = [(at, byte) for at, byte in stray if at >= SIGNED_SIZE] if is_newer else stray
+    first, end = (0, SIGNED_SIZE) if is_newer else UNPUBLISHED.get(version, (0, 0)) if allow_newer else (0, 0)
+    judged = [(at, byte) for at, byte in stray if not first <= at < end]
     found = "byte {:#05x} is {:#04x}".format(*judged[0]) if judged else "zero"
     checks.require("report.reserved", not judged, f"version {version} reserves these bits", "zero", found, SNP)
     if len(stray) > len(judged):
-        told = " ".join(f"{at:#05x}" for at, _ in stray)
+        told = " ".join(f"{at:#05x}" for at, _ in stray if first <= at < end)
         checks.skip("report.unknown", f"version {version} may have given a meaning to {told}", SNP)
 
     rule = "SIGNING_KEY has an unknown value"
     checks.require("report.signing_key", isinstance(key, SigningKey), rule, KNOWN_KEYS, int(key), SNP)
+    rule, name = "the report is unsigned", SigningKey(key).name
+    checks.require("report.signed", key is not SigningKey.NONE, rule, "VCEK or VLEK", name, SNP)
+    if cpuid:
+        rule, found = "the report's CPUID is of no known product line", "family {:#x} model {:#x}".format(*cpuid)
+        known = product_of_cpuid(*cpuid) is not None
+        checks.require("report.cpuid", known, rule, " ".join(PRODUCT_LINES), found, SNP)
     return tuple(checks.made)

@@ -157,7 +157,7 @@ def _slot_signed(certificate: SevCertificate, signer: SevCertificate) -> tuple[b
         parts = SIGNATURE.unpack(signature)
         known = algo in (CertAlgo.ECDSA_SHA256, CertAlgo.ECDSA_SHA384) and not SIGNATURE.reserved_set(signature)
         point = read_point(signer.fields.pubkey)
-        return known and signed_by(point, parts.r, parts.s, message, _HASHES[algo]), algo
+        return known and signed_by(point, parts.r, parts.s, message, ec.ECDSA(_HASHES[algo])), algo
     return False, CertAlgo.INVALID
 
 

@@ -12,19 +12,17 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA384
 
 from snpbook.attest.certs import Certificate
-from snpbook.attest.chain import Chain, check_chain, find_chain
+from snpbook.attest.chain import Chain, find_chain
 from snpbook.attest.checks import Check, Checklist
 from snpbook.attest.crl import RevocationList
-from snpbook.attest.ec_keys import signature_size, signed_by
+from snpbook.attest.ec_keys import ECDSA_SHA384, signature_size, signed_by
 from snpbook.attest.parse import SNP, Report, check_format
 from snpbook.attest.roots import Roots
 from snpbook.attest.vek import KDS, VekContent, read_vek
 from snpbook.spec.certificates import HWID_SIZE, product_line
 from snpbook.spec.policy import Tcb
-from snpbook.spec.report import SigningKey
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,14 +78,8 @@ def verify(
     """
     parsed, checks = Report.parse(report), Checklist()
     check_format(parsed, checks, allow_newer)
-    kind = parsed.fields.signing_key
-    checks.require(
-        "report.signed", kind is not SigningKey.NONE, "the report is unsigned", "VCEK or VLEK", kind.name, SNP
-    )
-
-    chain = find_chain(parsed, certificates, roots, product, now, checks)
-    check_chain(chain, kind, roots, now, checks, crls)
-    content = checks.follow(lambda: read_vek(chain.vek, kind))
+    chain = find_chain(parsed, certificates, roots, product, now, checks, crls)
+    content = checks.follow(lambda: read_vek(chain.vek, parsed.fields.signing_key))
     check_signature(parsed, chain.vek, checks)
     asked = parsed.fields.reported_tcb, parsed.fields.chip_id
     checks.follow(lambda: (None, check_binding(*asked, content, chain.product)))
@@ -102,7 +94,7 @@ def check_signature(report: Report, vek: Certificate, checks: Checklist) -> None
     size = signature_size(r, s)
     rule = "a component of the signature is longer than the curve's order"
     checks.require("report.signature.form", size <= key.key_size, rule, f"{key.key_size} bits", f"{size} bits", SNP)
-    valid = signed_by(key, r, s, report.signed, SHA384())
+    valid = signed_by(key, r, s, report.signed, ECDSA_SHA384)
     rule = "the report's signature is not by the VEK"
     checks.require("report.signature", valid, rule, "ECDSA P-384, SHA-384", "valid" if valid else "invalid", SNP)
 

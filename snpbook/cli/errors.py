@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
 
 class Exit(IntEnum):
@@ -61,10 +62,15 @@ def read_input(path: str | Path) -> bytes:
     """The bytes of a file that the user named; `Malformed` where it cannot be read or never ends."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123  pathlib takes as long to load as a firmware to measure
-            data = file.read(INPUT_LIMIT + 1)
+            return read_stream(file, path)
     except OSError as error:
         shown = str(path) or "the empty path"
         raise Malformed(f"{shown}: cannot be read ({error.strerror})", "Check the path and its permissions.") from error
+
+
+def read_stream(stream: BinaryIO, name: str | Path) -> bytes:
+    """The bytes of what is open already, called `name` where it never ends."""
+    data = stream.read(INPUT_LIMIT + 1)
     if len(data) > INPUT_LIMIT:
-        raise Malformed(f"{path}: more than {INPUT_LIMIT >> 30} GiB", "Name a file, not a device.")
+        raise Malformed(f"{name}: more than {INPUT_LIMIT >> 30} GiB", "Name a file, not a device.")
     return data

@@ -7,6 +7,7 @@ else is wrong. A directory is searched for certificates, and what is none there 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ FORM = (
 )
 TSM_FILES = ("outblob", "auxblob", "provider")
 NO_POLICY = "none"
+STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,26 @@ class Pool:
 
 
 def read_evidence(file: str) -> tuple[Evidence, Report]:
-    """The evidence in a file or in a directory of configfs-tsm; `errors.Malformed` where it is none."""
+    """The evidence in a file, in a directory of configfs-tsm, or (`-`) on standard input.
+
+    `errors.Malformed` where it is none.
+    """
     try:
-        evidence = _read_tsm(Path(file)) if Path(file, "outblob").is_file() else Evidence.read(errors.read_input(file))
+        if file == STDIN:
+            evidence = Evidence.read(_read_stdin())
+        elif Path(file, "outblob").is_file():
+            evidence = _read_tsm(Path(file))
+        else:
+            evidence = Evidence.read(errors.read_input(file))
         return evidence, Report.parse(evidence.report)
     except MalformedEvidence as error:
         raise errors.Malformed(f"{file}: {error}", FORM) from error
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:
+        raise errors.Malformed("standard input is closed", "Name a file, or send one in.")
+    return errors.read_stream(sys.stdin.buffer, "standard input")
 
 
 def _read_tsm(folder: Path) -> Evidence:
@@ -104,9 +120,14 @@ def gather(file: str, evidence: Evidence, paths: Iterable[str]) -> Pool:
     return pool
 
 
+def may_hold_certificates(member: Path) -> bool:
+    """Whether a file of a directory is looked into."""
+    return member.suffix.lower() in SUFFIXES and member.is_file()
+
+
 def _gather_directory(folder: Path, pool: Pool) -> None:
     for member in sorted(folder.iterdir()):
-        if member.suffix in SUFFIXES and member.is_file():
+        if may_hold_certificates(member):
             try:
                 found = ders(errors.read_input(member))
             except MalformedEvidence as error:

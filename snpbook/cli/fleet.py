@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from snpbook.attest.fleet import ACCEPTED, MALFORMED, NOT_GENUINE, REFUSED, VERDICTS, FleetItem, verify_fleet
 from snpbook.cli import errors
-from snpbook.cli.evidence_files import SUFFIXES, read_policy, read_roots
+from snpbook.cli.evidence_files import may_hold_certificates, read_policy, read_roots
 from snpbook.cli.report import Time
 
 CERTIFICATES = "certs"
@@ -45,9 +45,8 @@ def verify(directory: Path, root_set: str, policy_file: str | None, now: datetim
     """Verify every report in DIRECTORY: NAME.bin or NAME.hex, with NAME.pem or NAME.der beside it.
 
     DIRECTORY/certs holds what many reports share, revocation lists too. One JSON object a line goes to standard output,
-    a progress bar and a table of
-    verdicts to a terminal. Roots, policy and time are as for `snpbook report verify`. The exit code is that of
-    the worst report: 2 malformed before 3 not genuine before 4 refused before 0.
+    a progress bar and a table of verdicts to a terminal. Roots, policy and time are as for `snpbook report verify`. The
+    exit code is that of the worst report: 2 malformed before 3 not genuine before 4 refused before 0.
     """
     policy, roots, items = read_policy(policy_file), read_roots(root_set), list(_items(directory))
     if not items:
@@ -82,9 +81,20 @@ def _items(directory: Path) -> Iterator[FleetItem]:
         raise errors.Malformed(f"{directory}: no directory", "Name one with NAME.bin or NAME.hex in it.")
     folder = directory / CERTIFICATES
     members = sorted(folder.iterdir()) if folder.is_dir() else []
-    shared = tuple(errors.read_input(member) for member in members if member.suffix in SUFFIXES and member.is_file())
-    for path in sorted(directory.iterdir()):
-        if path.suffix in REPORTS and path.is_file():
-            beside = [path.with_suffix(suffix) for suffix in BESIDE]
-            own = tuple(errors.read_input(member) for member in beside if member.is_file())
-            yield FleetItem(path.name, errors.read_input(path), own, shared)
+    shared = tuple(errors.read_input(member) for member in members if may_hold_certificates(member))
+    files = [path for path in sorted(directory.iterdir()) if path.is_file() or not path.exists()]
+    beside: dict[str, list[Path]] = {}
+    for path in files:
+        if path.suffix.lower() in BESIDE:
+            beside.setdefault(path.stem, []).append(path)
+    for path in files:
+        if path.suffix.lower() in REPORTS:
+            yield _item(path, beside.get(path.stem, []), shared)
+
+
+def _item(path: Path, beside: Iterable[Path], shared: tuple[bytes, ...]) -> FleetItem:
+    """One that cannot be read is none the less one of the fleet."""
+    try:
+        return FleetItem(path.name, errors.read_input(path), tuple(map(errors.read_input, beside)), shared)
+    except errors.Malformed as error:
+        return FleetItem(path.name, b"", unreadable=error.problem)

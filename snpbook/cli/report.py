@@ -117,8 +117,8 @@ def show(file: str, as_json: bool) -> None:
     """Decode the report in FILE; nothing is verified.
 
     FILE holds a report as bytes, or as hexadecimal or base64 text: alone, followed by the certificate table of an
-    extended request, or behind the header of the firmware's answer. It may be a directory of configfs-tsm. A version
-    beyond 5 is decoded like version 5, and bytes that the version does not name are listed.
+    extended request, or behind the header of the firmware's answer. It may be a directory of configfs-tsm, or - for
+    standard input. A version beyond 5 is decoded like version 5, and bytes that the version does not name are listed.
     """
     evidence, parsed = read_evidence(file)
     if as_json:
@@ -210,8 +210,8 @@ def _verify(
         told = ", ".join(
             f"{check.name} (expected {text(check.expected)}, found {text(check.found)})" for check in failed
         )
-        whose = f"policy {policy.name}" if policy else "the nonce"
-        raise errors.RefusedByPolicy(f"{file}: genuine, but refused by {whose}: {told}")
+        whose = f"by policy {policy.name}" if policy and failed[0].name != "nonce" else "for the nonce"
+        raise errors.RefusedByPolicy(f"{file}: genuine, but refused {whose}: {told}")
 
 
 def _remedy(refusal: NotGenuine, roots: Roots) -> str:

@@ -82,8 +82,11 @@ class Kit:
         """The same with every check that was made; all rules of the policy are, even where one fails."""
         try:
             evidence = Evidence.read(self.report)
-            crls = Bundle.read(self.crl).crls if self.crl else ()
-            verified = verify(evidence.report, self.readable, roots, self.now, crls=crls)
+            beside = (*evidence.certificates, *evidence.crls, *([self.crl] if self.crl else []))
+            bundles = [Bundle.read(data) for data in beside]
+            certificates = [*self.readable, *(each for bundle in bundles for each in bundle.certificates)]
+            crls = [each for bundle in bundles for each in bundle.crls]
+            verified = verify(evidence.report, certificates, roots, self.now, crls=crls)
         except MalformedEvidence:
             return Verdict(Stage.MALFORMED), ()
         except NotGenuine as refusal:

@@ -96,6 +96,7 @@ def _tcb_cases() -> list[Case]:
         case("older firmware, newer microcode", Tcb(10, 0, 22, 93), TCB, "component by component, never as one number"),
         case("older boot loader, the rest newer", Tcb(9, 1, 30, 99), TCB, "the boot loader is the lowest byte"),
         case("newer boot loader, older microcode", Tcb(12, 0, 30, 83), TCB, "microcode is the highest byte"),
+        case("older TEE, the rest newer", Tcb(12, 0, 30, 99), Tcb(10, 1, 23, 84), "the TEE is the second byte"),
     ]
 
 
@@ -120,6 +121,11 @@ def _strictly(tcb: int, minimum: int) -> bool:
     return all(a > b for a, b in zip(tcb.to_bytes(8, "little"), minimum.to_bytes(8, "little"), strict=True))
 
 
+def _without_tee(tcb: int, minimum: int) -> bool:
+    found, least = tcb.to_bytes(8, "little"), minimum.to_bytes(8, "little")
+    return found[0] >= least[0] and all(mine >= wanted for mine, wanted in zip(found[6:], least[6:], strict=True))
+
+
 COMPARING = register(
     Exercise(
         id="attestation.2",
@@ -133,7 +139,11 @@ COMPARING = register(
         ),
         stub=TCB_STUB,
         reference=new_enough,
-        wrong=(Wrong(_as_number, "never as one number"), Wrong(_strictly, "equal is enough")),
+        wrong=(
+            Wrong(_as_number, "never as one number"),
+            Wrong(_strictly, "equal is enough"),
+            Wrong(_without_tee, "the TEE is the second byte"),
+        ),
         hints=(
             "A host can be new in one part and old in another. Which one does the attacker need?",
             "tcb.to_bytes(8, 'little') gives the components.",
@@ -150,9 +160,11 @@ COMPARING = register(
 def _policy_cases() -> list[Case]:
     def run(piece: Piece, answer: Answer) -> object:
         wanted = answer(NONCE, AUTHOR, TCB)
-        if not isinstance(wanted, Mapping):
+        if isinstance(wanted, Mapping):
+            wanted = Policy(**wanted)
+        if not isinstance(wanted, Policy):
             return wanted
-        return "accepted" if appraise(piece.verified, Policy(**wanted)).accepted else "refused"
+        return "accepted" if appraise(piece.verified, wanted).accepted else "refused"
 
     fine = "nothing is wrong with this one: ask for no more than you need"
     return [
@@ -252,6 +264,7 @@ def _leak_cases() -> list[Case]:
             "older boot loader, newer firmware", TCB, Tcb(9, 0, 40, 200),
             "each component is seeded by the one before it: below a lowered one, everything can be reached",
         ),
+        case("older firmware, newer microcode", TCB, Tcb(10, 0, 22, 200), "the boot loader is not the only seed"),
         case("newer boot loader, all else older", TCB, Tcb(11, 0, 1, 1), "the first that differs decides"),
     ]  # fmt: skip
 
@@ -276,6 +289,10 @@ def _only_that_one(leaked: bytes, reported: bytes) -> bool:
     return leaked == reported
 
 
+def _boot_loader_alone(leaked: bytes, reported: bytes) -> bool:
+    return reported[0] < leaked[0] or _each_component(leaked, reported)
+
+
 LEAK = register(
     Exercise(
         id="attestation.4",
@@ -289,16 +306,20 @@ LEAK = register(
         ),
         stub=LEAK_STUB,
         reference=forgeable,
-        wrong=(Wrong(_each_component, "seeded by the one before it"), Wrong(_only_that_one, "hashing leads down")),
+        wrong=(
+            Wrong(_each_component, "seeded by the one before it"),
+            Wrong(_only_that_one, "hashing leads down"),
+            Wrong(_boot_loader_alone, "not the only seed"),
+        ),
         hints=(
             "A stick of version n is the hash of the stick of version n + 1. Which way can you go?",
             "The seed of the next component is made from the last stick of this one. What if this one is lowered?",
             "Find the first byte that differs: it decides. Bytes in Python compare just so.",
         ),
         solution=(
-            "The chain compares like words in a dictionary. So a minimum TCB must be newer than the leak in the very "
-            "first component that differs, or in none that an attacker can reach: after a leak, ask for a TCB to which "
-            "no hash leads, and do not look at components alone."
+            "The keys are ordered like words in a dictionary: the first component that differs decides. So after a "
+            "leak ask for a minimum that is itself out of reach, newer than the leak in the first component in which "
+            "the two differ. Whatever is at least that, component by component, is then out of reach as well."
         ),
         cases=_leak_cases,
     )

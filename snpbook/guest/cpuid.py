@@ -68,6 +68,13 @@ def is_sev(highest: int, capabilities: int) -> bool:
     return highest >= spec.ENCRYPTED_MEMORY_LEAF and bool(capabilities & SevCapability.SEV)
 
 
+def hides_sev(leaf: int, eax: int) -> bool:
+    """Whether a leaf denies SEV, though whoever takes #VC has it: somebody wants memory to be left in the clear."""
+    if leaf == spec.RANGES[-1]:
+        return eax < spec.ENCRYPTED_MEMORY_LEAF
+    return leaf == spec.ENCRYPTED_MEMORY_LEAF and not eax & SevCapability.SEV
+
+
 def _find(table: Sequence[Record], leaf: int, subleaf: int) -> Record | None:
     """The first entry that answers; of the XSAVE area's sizes only those of x87 and SSE, which are computed on."""
     for entry in table:

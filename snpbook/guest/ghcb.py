@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from snpbook.guest import msr_protocol
+from snpbook.guest.calling_area import CallingArea
 from snpbook.guest.termination import Terminated, terminate
+from snpbook.hardware.dram import Bytes
 from snpbook.hardware.exits import GuestException
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.spec import ghcb as spec
@@ -29,21 +31,30 @@ _ERROR = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class Ghcb:
-    """The GHCB page at guest address `gpa`, mapped shared; `version` of the protocol is what both sides know."""
+    """The GHCB page at guest address `gpa`, mapped shared; `version` of the protocol is what both sides know.
+
+    `area` is how a guest above VMPL0 asks its SVSM for what its hypervisor cannot do.
+    """
 
     cpu: GuestCpu
     gpa: int
     version: int = spec.PROTOCOL_VERSION
+    area: CallingArea | None = None
 
     @classmethod
-    async def register(cls, cpu: GuestCpu, gpa: int) -> Ghcb:
-        """Negotiate the protocol and register the page, as an SNP guest must; terminates where that fails."""
+    async def register(cls, cpu: GuestCpu, gpa: int, area: CallingArea | None = None) -> Ghcb:
+        """Negotiate the protocol and register the page, as an SNP guest must; terminates where that fails.
+
+        A guest with an SVSM needs a hypervisor that runs several VMPLs.
+        """
         version = await msr_protocol.negotiate(cpu)
         if version < spec.PROTOCOL_VERSION:
             await terminate(cpu, GeneralReason.PROTOCOL, f"SNP needs GHCB version {spec.PROTOCOL_VERSION}")
-        await msr_protocol.features(cpu)
+        features = await msr_protocol.features(cpu)
+        if area and not features & spec.FEATURE_MULTI_VMPL:
+            await terminate(cpu, Reason.NOT_VMPL0, f"hypervisor features {features:#x} lack other VMPLs than 0")
         await msr_protocol.register(cpu, gpa)
-        return cls(cpu, gpa, version)
+        return cls(cpu, gpa, version, area)
 
     async def call(
         self,
@@ -61,8 +72,27 @@ class Ghcb:
         otherwise or does not mark SW_EXITINFO1 and 2 and the fields that the event `needs`. The page is where the guest
         put it, never where the MSR says: the hypervisor can write the MSR's value.
         """
+        await self.cpu.write(self.gpa, self._request(event, info1, info2, fields))
+        await self.cpu.wrmsr(Msr.GHCB, self.gpa)
+        await self.cpu.vmgexit()
+        return await self._answer(event, await self.cpu.read(self.gpa, PAGE_SIZE), needs, reason)
+
+    async def call_each(
+        self, event: Nae, requests: Bytes, done: Bytes, *, reason: Reason | GeneralReason
+    ) -> tuple[int, Record]:
+        """An event for each of `requests` (n, bytes of the shared buffer), as far as one exit leads.
+
+        How many were served, and the GHCB as the last of them left it; the buffers of those before it begin with `done`
+        (n, m). Ends the guest as `call` does.
+        """
+        page = self._request(event, 0, 0, {"sw_scratch": self.shared_buffer})
+        served, answer = await self.cpu.request(self.gpa, page, requests, done)
+        return served, await self._answer(event, answer, (), reason)
+
+    def _request(self, event: Nae, info1: int, info2: int, fields: dict[str, Any]) -> bytes:
+        """The page with an event's fields, and no others marked."""
         filled = ("sw_exit_code", "sw_exit_info_1", "sw_exit_info_2", *(name for name in fields if name in _IN_BITMAP))
-        page = GHCB.pack(
+        return GHCB.pack(
             sw_exit_code=event,
             sw_exit_info_1=info1,
             sw_exit_info_2=info2,
@@ -70,15 +100,15 @@ class Ghcb:
             protocol_version=self.version,
             **fields,
         )
-        await self.cpu.write(self.gpa, page)
-        await self.cpu.wrmsr(Msr.GHCB, self.gpa)
-        await self.cpu.vmgexit()
-        answer = GHCB.unpack(await self.cpu.read(self.gpa, PAGE_SIZE))
+
+    async def _answer(self, event: Nae, page: bytes, needs: tuple[str, ...], reason: Reason | GeneralReason) -> Record:
+        """What the hypervisor has left, checked."""
+        answer = GHCB.unpack(page)
         marked = [spec.is_valid(answer.valid_bitmap, name) for name in ("sw_exit_info_1", "sw_exit_info_2", *needs)]
         if not all(marked):
             await terminate(self.cpu, reason, f"the answer to {event.name} has no {', '.join(needs) or 'result'}")
         error = answer.sw_exit_info_1 & _ERROR
-        if error == spec.INJECT:
+        if error == spec.INJECT and event in spec.INSTRUCTION_EVENTS:
             raise await self._exception(event, answer.sw_exit_info_2)
         if error:
             await terminate(self.cpu, reason, f"{event.name} refused: {error:#x}, {answer.sw_exit_info_2:#x}")

@@ -17,13 +17,16 @@ SHARED_PAGES = 3
 """GHCB, request page, response page."""
 CERTIFICATE_PAGES = 4
 """Behind them: private, until a certificate table is to come."""
+LATER_PAGES = 2
+"""Behind those: for the #HV doorbell, and for the firmware's tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Guest addresses. `spare_tables` counts the pages behind the tables, in which a 2 MB entry can be taken apart.
 
-    `notes` is room of `notes_size` bytes that the launch validated, for the table of unaccepted memory.
+    `notes` is room of `notes_size` bytes that the launch validated, for the table of unaccepted memory. Behind it lies
+    `calling_area`, for a kernel that has an SVSM.
     """
 
     tables: int
@@ -33,6 +36,7 @@ class Layout:
     spare_tables: int = 0
     notes: int = 0
     notes_size: int = 0
+    calling_area: int = 0
 
     @classmethod
     def of(cls, image: Image) -> Layout:
@@ -49,7 +53,7 @@ class Layout:
             found = f"SEV metadata without a {missing}" if image.sections else "no SEV metadata"
             raise ImageError(f"the image cannot boot as an SNP guest: it has {found}")
         taken = {page for s in image.sections for page in range(s.gpa >> PAGE_SHIFT, s.gpa + s.size >> PAGE_SHIFT)}
-        size = SHARED_PAGES + CERTIFICATE_PAGES
+        size = SHARED_PAGES + CERTIFICATE_PAGES + LATER_PAGES
         free = (
             base + i
             for base in range(0, rom, PAGES_PER_LARGE)
@@ -60,7 +64,10 @@ class Layout:
         place = cls(room[0].gpa, next(free) << PAGE_SHIFT, secrets[0].gpa, cpuid[0].gpa, spare)
         others = [s for s in image.sections_of(SectionType.SEC_MEM) if s is not room[0]]
         notes = max(others, key=lambda s: s.size, default=None)
-        return place if notes is None else replace(place, notes=notes.gpa, notes_size=notes.size)
+        if notes is None:
+            return place
+        size = notes.size - PAGE_SIZE
+        return replace(place, notes=notes.gpa, notes_size=size, calling_area=notes.gpa + size)
 
     @property
     def ghcb(self) -> int:
@@ -77,3 +84,13 @@ class Layout:
     @property
     def certificates(self) -> int:
         return self.shared + SHARED_PAGES * PAGE_SIZE
+
+    @property
+    def doorbell(self) -> int:
+        """The page behind the certificates: private, until a guest under restricted injection listens there."""
+        return self.certificates + CERTIFICATE_PAGES * PAGE_SIZE
+
+    @property
+    def boot_tables(self) -> int:
+        """The page behind that: private, for what the firmware tells the kernel."""
+        return self.doorbell + PAGE_SIZE

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Mapping
 from typing import Protocol
 
-from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.spec.process import FIRST_DESCRIPTOR
 from snpbook.spec.refusal import Refusal
 
@@ -24,6 +24,10 @@ class SystemCallFailed(Refusal, OSError):
 
     def __str__(self) -> str:
         return f"{errno.errorcode[self.errno or errno.EIO]}: {super().__str__()}"
+
+
+class Signal(ProgramFailure):
+    """The kernel ended a program of the user; the guest goes on."""
 
 
 class Device(Protocol):

@@ -48,6 +48,12 @@ class Protections:
         """The bits of SEV_STATUS that this guest would have to know and does not."""
         return self.status & spec.LINUX_MUST_KNOW & ~spec.LINUX_KNOWS
 
+    @property
+    def rows(self) -> tuple[tuple[str, bool], ...]:
+        """Every protection by name, and whether this guest has it: what its kernel can print about itself."""
+        kinds = (("SEV", self.sev), ("SEV_ES", self.sev_es))
+        return (*kinds, *((feature.name or "", bool(self.features & feature)) for feature in SevFeatures))
+
     def __str__(self) -> str:
         names = [name for name, on in (("SEV", self.sev), ("SEV-ES", self.sev_es), ("SEV-SNP", self.snp)) if on]
         return f"Memory Encryption Features active: AMD {' '.join(names)}" if names else "no memory encryption"

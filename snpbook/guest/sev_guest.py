@@ -26,10 +26,14 @@ from snpbook.spec.uapi_sev_guest import EXT_REPORT_REQUEST, REQUEST_IOCTL, Guest
 
 @dataclass(frozen=True, slots=True)
 class SevGuest:
-    """The driver of a guest at VMPL `vmpl`, whose message key it uses."""
+    """The driver of a guest at VMPL `vmpl`, whose message key it uses.
+
+    `buffers` are private pages for what an SVSM answers, where there is one.
+    """
 
     kernel: Kernel
     vmpl: int = 0
+    buffers: range = range(0)
 
     @property
     def channel(self) -> Channel:

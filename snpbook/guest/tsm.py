@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from uuid import UUID
 
 from snpbook.guest.messages import RequestFailed
 from snpbook.guest.process import SystemCallFailed
 from snpbook.guest.sev_guest import SevGuest
+from snpbook.guest.svsm_report import attest
 from snpbook.spec import uapi_sev_guest as spec
 from snpbook.spec.messages import MessageType
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
@@ -20,6 +22,7 @@ from snpbook.spec.status import Status
 
 _GENERATIONS = 1 << 64
 _SERVICE_PROVIDER = "svsm"
+_VERSIONS = (1 << 32) - 1
 _REFUSED = (Status.INVALID_PARAM, Status.INVALID_KEY)
 """Statuses that are the user's fault."""
 
@@ -35,6 +38,10 @@ class ReportEntry:
     _read: int = 0
     _outblob: bytes = b""
     _auxblob: bytes = b""
+    _service_provider: str = ""
+    _service_guid: UUID | None = None
+    _manifest_version: int = 0
+    _manifestblob: bytes = b""
 
     def write_inblob(self, data: bytes) -> None:
         """What the report is about: at most 64 bytes; EINVAL for more, or none."""
@@ -53,6 +60,22 @@ class ReportEntry:
         """Who attests: an SVSM, or nobody else (EINVAL)."""
         self._check(name == _SERVICE_PROVIDER, "service_provider", _SERVICE_PROVIDER, name)
         self._advance()
+        self._service_provider = name
+
+    def write_service_guid(self, guid: str) -> None:
+        """Which of its services, by GUID: the null one for all; EINVAL for what is no GUID."""
+        try:
+            service = UUID(guid)
+        except ValueError:
+            raise SystemCallFailed(errno.EINVAL, "service_guid", "a GUID", guid) from None
+        self._advance()
+        self._service_guid = service if service.int else None
+
+    def write_service_manifest_version(self, version: int) -> None:
+        """Which form of the manifest of one service."""
+        self._check(0 <= version <= _VERSIONS, "service_manifest_version", f"up to {_VERSIONS}", version)
+        self._advance()
+        self._manifest_version = version
 
     @property
     def provider(self) -> str:
@@ -78,6 +101,11 @@ class ReportEntry:
         await self._refresh()
         return self._auxblob
 
+    async def manifestblob(self) -> bytes:
+        """What an SVSM says of its services, which the report binds; empty without one."""
+        await self._refresh()
+        return self._manifestblob
+
     async def _refresh(self) -> None:
         """A new report, unless the last is of this generation."""
         driver = self._provider()
@@ -87,6 +115,10 @@ class ReportEntry:
         wanted = spec.TSM_INBLOB_SNP
         self._check(len(self._inblob) == wanted, "inblob for SNP", f"{wanted} bytes", len(self._inblob))
         generation = self._written
+        if self._service_provider:
+            await self._ask_svsm(driver)
+            self._read = generation
+            return
         pages = spec.CERTIFICATES_LIMIT >> PAGE_SHIFT
         await driver.certificates(pages)
         body = REPORT_REQUEST.pack(report_data=self._inblob, vmpl=self._privlevel)
@@ -97,6 +129,14 @@ class ReportEntry:
             raise RequestFailed(number, "MSG_REPORT_REQ is answered", Status.SUCCESS, f"status {told.status:#x}")
         table = await driver.kernel.cpu.read(driver.kernel.place.certificates, pages * PAGE_SIZE)
         self._outblob, self._auxblob, self._read = told.report, table if any(table) else b"", generation
+
+    async def _ask_svsm(self, driver: SevGuest) -> None:
+        """A report by the SVSM; EINVAL for a guest without one."""
+        area = driver.kernel.channel.area
+        if area is None:
+            raise SystemCallFailed(errno.EINVAL, "the guest has an SVSM", "VMPL1 to 3", f"VMPL{driver.vmpl}")
+        found = await attest(area, driver.buffers, self._inblob, self._service_guid, self._manifest_version)
+        self._outblob, self._manifestblob, self._auxblob = found.report, found.manifest, found.certificates
 
     def _advance(self) -> None:
         """Count a write; EBUSY where the counter would come round to what was last read."""

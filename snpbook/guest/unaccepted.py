@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from snpbook.guest.acceptance import accept
 from snpbook.guest.ghcb import Ghcb
+from snpbook.guest.termination import terminate
 from snpbook.spec.boot_tables import UNACCEPTED_TABLE, UNACCEPTED_VERSION, UNIT_SIZE
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
+from snpbook.spec.termination import GeneralReason
 
 _LEAST_UNITS = 2
 """Smaller regions are accepted at once."""
@@ -32,10 +34,13 @@ class Unaccepted:
     async def record(cls, ghcb: Ghcb, table: int, room: int, memory: Iterable[range]) -> tuple[Unaccepted, int]:
         """Note ranges of pages as unaccepted, and accept what is no whole unit; how many pages that were.
 
-        `ValueError` where the table does not fit `room` bytes: 4 KB of bitmap cover 64 GiB.
+        Terminates where the table does not fit `room` bytes, of which 4 KB cover 64 GiB: the host told of the memory.
         """
         memory, accepted = list(memory), 0
         units = np.zeros(-(-max((pages.stop for pages in memory), default=0) // PAGES_PER_LARGE), np.uint8)
+        if UNACCEPTED_TABLE.size + -(-len(units) // 8) > room:
+            what = f"a bitmap of {len(units)} units needs more than {room} bytes"
+            await terminate(ghcb.cpu, GeneralReason.GENERAL, what)
         for pages in memory:
             first, last = -(-pages.start // PAGES_PER_LARGE), pages.stop // PAGES_PER_LARGE
             whole = range(first, last) if len(pages) >= _LEAST_UNITS * PAGES_PER_LARGE else range(0)
@@ -45,8 +50,6 @@ class Unaccepted:
                 await accept(ghcb, rest)
                 accepted += len(rest)
         bitmap = np.packbits(units, bitorder="little").tobytes()
-        if UNACCEPTED_TABLE.size + len(bitmap) > room:
-            raise ValueError(f"the table of unaccepted memory needs {len(bitmap)} bytes of bitmap, and has {room}")
         header = UNACCEPTED_TABLE.pack(version=UNACCEPTED_VERSION, unit_size=UNIT_SIZE, phys_base=0, size=len(bitmap))
         await ghcb.cpu.write(table, header + bitmap)
         return cls(ghcb, table), accepted

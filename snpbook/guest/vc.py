@@ -15,6 +15,7 @@ from typing import Any
 from snpbook.guest import cpuid, msr_protocol, vc_io
 from snpbook.guest.ghcb import Ghcb
 from snpbook.guest.layout import Layout
+from snpbook.guest.process import Signal
 from snpbook.guest.termination import terminate
 from snpbook.guest.vc_io import Registers, Result
 from snpbook.hardware.exits import GuestException
@@ -55,12 +56,16 @@ class VcHandler:
         if exception.error in _FORWARDED:
             return GuestException(_FORWARDED[ExitCode(exception.error)], 0, exception.address)
         known = _HANDLERS.get(exception.error)
+        if exception.cpl:
+            _check_user(exception, known)
         if known is None:
             await terminate(cpu, GeneralReason.GENERAL, f"#VC {exception.error:#x} is none that a guest handles")
         instructions, act = known
         if exception.instruction not in instructions:
             found = exception.instruction.hex(" ") or "none"
             await terminate(cpu, GeneralReason.GENERAL, f"#VC {exception.error:#x} at the instruction {found}")
+        if exception.cpl and exception.error == ExitCode.IOIO:
+            return GuestException(Vector.GP, 0, 0)
         if self.ghcb is None and exception.error != ExitCode.CPUID:
             await terminate(cpu, GeneralReason.GENERAL, f"#VC {exception.error:#x} before there is a GHCB")
         registers = dict(zip(_SAVED, await cpu.look(*_SAVED), strict=True))
@@ -84,6 +89,16 @@ class VcHandler:
         return self.ghcb
 
 
+def _check_user(exception: GuestException, known: Known | None) -> None:
+    """A program of the user is no reason to end the guest: it gets SIGBUS for what a kernel's code would end for.
+
+    It has no I/O bitmap, so that ports are #GP; MMIO is the kernel's alone.
+    """
+    mine = known is not None and exception.instruction in known[0]
+    if not mine or exception.error == ExitCode.NPF:
+        raise Signal(f"SIGBUS: #VC {exception.error:#x} at CPL {exception.cpl}")
+
+
 async def _cpuid(vc: VcHandler, cpu: GuestCpu, exception: GuestException, registers: Registers) -> Result:
     leaf, subleaf = registers["rax"] & _LOW, registers["rcx"] & _LOW
 
@@ -98,6 +113,8 @@ async def _cpuid(vc: VcHandler, cpu: GuestCpu, exception: GuestException, regist
         await terminate(cpu, GeneralReason.GENERAL, f"CPUID {leaf:#x} subleaf {subleaf} before there is a GHCB")
     else:
         found = await ask(leaf, subleaf)
+    if vc.ghcb is None and cpuid.hides_sev(leaf, found.eax):
+        await terminate(cpu, GeneralReason.GENERAL, f"CPUID {leaf:#x} denies SEV, in a guest that takes #VC")
     return dict(zip(_FOUR, found, strict=True))
 
 
@@ -115,7 +132,9 @@ async def _msr(vc: VcHandler, cpu: GuestCpu, exception: GuestException, register
     """RDMSR and WRMSR; the address of a calling area is answered without the hypervisor, and never written."""
     number, write = registers["rcx"] & _LOW, exception.instruction == Opcode.WRMSR.value
     if number == Msr.SVSM_CAA:
-        return {} if write else {"rax": 0, "rdx": 0}
+        area = vc.channel.area
+        gpa = area.gpa if area else 0
+        return {} if write else {"rax": gpa & _LOW, "rdx": gpa >> 32}
     if vc.has(SevFeatures.SECURE_TSC) and number in (StateMsr.TSC, Msr.GUEST_TSC_FREQ):
         await terminate(cpu, Reason.SECURE_TSC, f"MSR {number:#x} is intercepted in spite of Secure TSC")
     if write:
@@ -151,9 +170,8 @@ async def _rdpmc(vc: VcHandler, cpu: GuestCpu, exception: GuestException, regist
 
 async def _vmmcall(vc: VcHandler, cpu: GuestCpu, exception: GuestException, registers: Registers) -> Result:
     """A hypercall with KVM's registers: its number in RAX, arguments in RBX, RCX, RDX and RSI."""
-    (cpl,) = await cpu.look("cpl")
     arguments = {name: registers[name] for name in ("rax", "rbx", "rcx", "rdx", "rsi")}
-    fields: dict[str, Any] = {"cpl": cpl, **arguments}
+    fields: dict[str, Any] = {"cpl": exception.cpl, **arguments}
     answer = await vc.channel.call(Nae.VMMCALL, needs=("rax",), **fields)
     return {"rax": answer.rax}
 
@@ -189,7 +207,8 @@ async def _require_no_debug_swap(vc: VcHandler, cpu: GuestCpu) -> None:
 
 
 Act = Callable[[VcHandler, GuestCpu, GuestException, Registers], Awaitable[Result]]
-_HANDLERS: Mapping[int, tuple[Collection[bytes], Act]] = {
+Known = tuple[Collection[bytes], Act]
+_HANDLERS: Mapping[int, Known] = {
     ExitCode.READ_DR7: ({Opcode.READ_DR7.value}, _read_dr7),
     ExitCode.WRITE_DR7: ({Opcode.WRITE_DR7.value}, _write_dr7),
     ExitCode.RDTSC: ({Opcode.RDTSC.value}, _time),

@@ -26,16 +26,13 @@ from snpbook.hardware.page_instructions import (
     rmpquery,
 )
 from snpbook.hardware.rmp import U64
-from snpbook.hardware.walker import Fault, Translation
+from snpbook.hardware.walker import Fault, Translation, run_step
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.vmcb import ExitCode, FaultError, Vector
 from snpbook.trace import Instruction
 
 T = TypeVar("T", bound=Outcome)
-
-WINDOW = 2048
-"""Pages of a run that are translated at once: a fault costs at most this many walks again."""
 
 _FAULT = FaultError.PRESENT | FaultError.USER | FaultError.RMP | FaultError.FINAL_GPA | FaultError.ENCRYPTED
 """EXITINFO1 of an RMP check: a nested access counts as a user's, this one works on the private page and reads
@@ -121,16 +118,11 @@ def _misaligned(address: int, large: bool) -> bool:
 def _run(
     core: GuestCore, name: str, address: int, count: int, large: bool, execute: Callable[[Words, Words], T]
 ) -> tuple[list[T], Fault | None]:
-    """Translate and execute a window of pages at a time, up to the first fault."""
-    step, done = PAGES_PER_LARGE if large else 1, []
-    for start in range(0, max(count, 1), WINDOW):
-        window = np.arange(start, min(start + WINDOW, count), dtype=U64)
-        found = core.translate_unchecked(U64(address >> PAGE_SHIFT) + window * U64(step))
-        outcome, fault = _execute(core, name, found, step, execute)
-        done.append(outcome)
-        if fault is not None:
-            return done, fault
-    return done, None
+    """Translate and execute, up to the first fault."""
+    step = PAGES_PER_LARGE if large else 1
+    found = core.translate_unchecked(U64(address >> PAGE_SHIFT) + np.arange(count, dtype=U64) * U64(step))
+    outcome, fault = _execute(core, name, found, step, execute)
+    return [outcome], fault
 
 
 def _execute(
@@ -163,9 +155,10 @@ def _fault(found: Translation, outcome: Outcome, kind: Access) -> Fault:
     if kind is Access.NOT_VALIDATED:
         return GuestException(Vector.VC, ExitCode.PAGE_NOT_VALIDATED, int(found.virtual[stop]) << PAGE_SHIFT)
     gfns = found.gfns[stop:]
-    alike = (outcome.checks == kind) & (gfns == gfns[0] + np.arange(len(gfns), dtype=U64))
+    step = run_step(gfns)
+    alike = (outcome.checks == kind) & (gfns == gfns[0] + np.arange(len(gfns), dtype=U64) * U64(step))
     error = _FAULT | FaultError.SIZE_MISMATCH if kind is Access.PAGE_SIZE else _FAULT
-    return Npf(int(gfns[0]) << PAGE_SHIFT, error, len(gfns) if alike.all() else int(np.argmin(alike)))
+    return Npf(int(gfns[0]) << PAGE_SHIFT, error, len(gfns) if alike.all() else int(np.argmin(alike)), step)
 
 
 def _as_run(pages: Words, step: int) -> Pages:

@@ -12,11 +12,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from snpbook.hardware.core import GuestCore
+from snpbook.hardware.dram import Bytes
 from snpbook.hardware.exits import Exit, GuestException, Hlt, NotModelled, Shutdown
 from snpbook.hardware.guest_cpu import GuestCpu, Program, ProgramFailure
 from snpbook.hardware.intercepts import intercept_exception, is_behind
 from snpbook.hardware.operations import Operation
+from snpbook.hardware.requests import Requests
 
 CYCLES_PER_OPERATION = 1000
 """How far the time-stamp counter moves with each operation of a guest (MODEL)."""
@@ -28,6 +32,8 @@ class Taken:
 
     exception: GuestException
     event: bool = False
+    cpl: int = 0
+    """At which the interrupted code runs; a handler runs at 0."""
 
 
 @dataclass(slots=True)
@@ -51,13 +57,15 @@ class CoroutineExecutor:
     """Runs one program after the other on one vCPU; `outcome` is the last one's return value or `ProgramFailure`.
 
     An exception is raised out of the await, or taken by the handler that the program has installed. A second one of
-    a vector whose handler still runs is a double fault, which ends the vCPU (MODEL); so does a state that the model
-    cannot run, such as paging without long mode.
+    a vector whose handler still runs, and was not interrupted by an event, is a double fault, which ends the vCPU
+    (MODEL); so does a state that the model cannot run, such as paging without long mode.
+    `levels` are executors of VMPLs that have a program of their own; at all others this one's runs.
     """
 
     def __init__(self) -> None:
         self.results: list[Any] = []
         self.outcome: Any = None
+        self.levels: dict[int, CoroutineExecutor] = {}
         self._program: Program | None = None
         self._cpu = GuestCpu()
         self._frames: list[_Frame] = []
@@ -68,6 +76,22 @@ class CoroutineExecutor:
     @property
     def busy(self) -> bool:
         return bool(self._frames)
+
+    @property
+    def following(self) -> Bytes:
+        """What comes into the GHCB's shared buffer next (n, size), each as soon as the one before is done."""
+        operation = self._frames[-1].pending if self._frames else None
+        return operation.requests[1:] if isinstance(operation, Requests) else np.empty((0, 0), np.uint8)
+
+    def answered(self, earlier: Bytes) -> None:
+        """One exit has served several requests: the buffers of all but the last, which is in the page.
+
+        `ValueError` for more than were to come.
+        """
+        operation = self._frames[-1].pending if self._frames else None
+        if not isinstance(operation, Requests) or not 0 < len(earlier) < len(operation.requests):
+            raise ValueError(f"{len(earlier)} requests answered: the program did not make so many")
+        operation.earlier = earlier
 
     def start(self, program: Program, results: Sequence[Any] = ()) -> None:
         """Load a program, at the place to which `results` of an earlier run lead: the machine is not touched.
@@ -89,11 +113,15 @@ class CoroutineExecutor:
     def snapshot(self) -> tuple[Any, ...]:
         """Program, results, and how far each operation is that has stopped in the middle: what `restore` takes."""
         pending = tuple(deepcopy(frame.pending) for frame in self._frames)
-        return self._program, tuple(self.results), pending, self.outcome
+        levels = {vmpl: level.snapshot() for vmpl, level in self.levels.items()}
+        return self._program, tuple(self.results), pending, self.outcome, tuple(sorted(levels.items()))
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Stand where the executor of a snapshot stood, with a coroutine of its own."""
-        program, results, pending, outcome = state
+        program, results, pending, outcome, levels = state
+        self.levels = {vmpl: CoroutineExecutor() for vmpl, _ in levels}
+        for vmpl, held in levels:
+            self.levels[vmpl].restore(held)
         self._frames = []
         if pending:
             self.start(program, results)
@@ -109,6 +137,9 @@ class CoroutineExecutor:
         After a nested page fault the same operation goes on. Without SEV-ES the hypervisor that has emulated an
         intercepted instruction moves RIP behind it.
         """
+        level = self.levels.get(core.registers["vmpl"])
+        if level is not None:
+            return level.run(core)
         if not self._frames:
             return Hlt()
         frame = self._frames[-1]
@@ -122,7 +153,8 @@ class CoroutineExecutor:
         """The event that came with the entry, between two instructions."""
         if core.event is None:
             return None
-        return self._await(core) or (self._except(Taken(core.event, event=True)) if self._frames else None)
+        taken = Taken(core.event, event=True, cpl=core.registers["cpl"])
+        return self._await(core) or (self._except(taken, core) if self._frames else None)
 
     def _run(self, core: GuestCore) -> Exit:
         while True:
@@ -143,7 +175,7 @@ class CoroutineExecutor:
             if isinstance(stop, GuestException):
                 stop = intercept_exception(core, stop)
             if isinstance(stop, GuestException):
-                stop = self._except(Taken(stop))
+                stop = self._except(Taken(stop, cpl=core.registers["cpl"]), core)
             elif stop is None:
                 self._answer(operation.value)
             elif is_behind(core, stop):
@@ -153,21 +185,31 @@ class CoroutineExecutor:
             if stop is not None:
                 return stop
 
-    def _except(self, taken: Taken) -> Shutdown | None:
+    def _except(self, taken: Taken, core: GuestCore) -> Shutdown | None:
         """Hand an exception to its handler, or raise it out of the await."""
         exception = taken.exception
         if exception.vector not in self._cpu.handlers:
             self._answer(exception)
             return None
-        if any(frame.taken and frame.taken.exception.vector == exception.vector for frame in self._frames):
+        if self._handles(exception.vector):
             self._frames = []
             return Shutdown(f"double fault: {exception} while its handler runs")
         self._take(taken)
+        core.registers["cpl"] = 0
         return None
+
+    def _handles(self, vector: int) -> bool:
+        """Whether a handler of that vector runs, unless an event interrupted it."""
+        for frame in reversed(self._frames):
+            if frame.taken is None or frame.taken.exception.vector == vector:
+                return frame.taken is not None
+            if frame.taken.event:
+                break
+        return False
 
     def _take(self, taken: Taken) -> None:
         handler, below = self._cpu.handlers[taken.exception.vector], self._frames[-1].pending
-        taken.exception.instruction = b"" if below is None else below.code
+        taken.exception.instruction, taken.exception.cpl = b"" if below is None else below.code, taken.cpl
         self._frames.append(_Frame(_begin(handler, self._cpu, taken.exception), taken))
         self.results.append(taken)
 
@@ -188,6 +230,8 @@ class CoroutineExecutor:
                     frame.pending = frame.coroutine.send(frame.answer)
             except StopIteration as end:
                 frames.pop()
+                if frame.taken and core is not None:
+                    core.registers["cpl"] = frame.taken.cpl
                 if not frames:
                     self.outcome = end.value
                 elif end.value and frame.taken and not frame.taken.event and core is not None:

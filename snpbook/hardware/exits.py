@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.refusal import Refusal
 from snpbook.spec.vmcb import ExitCode, FaultError
 
 
 @dataclass(frozen=True, slots=True)
 class Npf:
-    """A nested page fault at `gpa`; `count` consecutive pages would fault alike."""
+    """A nested page fault at `gpa`, which stands for `count` faults: of the pages of a run, one every `step`, that have
+    no fault of another kind among them. `span` counts them with those that have none; 0 where all fault.
+    """
 
     gpa: int
     error: FaultError
     count: int = 1
+    step: int = 1
+    """1 for consecutive pages, 512 for the first ones of 2 MB each."""
+    span: int = 0
     code: ExitCode = ExitCode.NPF
+
+    @property
+    def gfns(self) -> range:
+        """The guest pages of the run."""
+        first = self.gpa >> PAGE_SHIFT
+        return range(first, first + (self.span or self.count) * self.step, self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +81,11 @@ class GuestException(Exception):
 
     Raised by the core: #UD (6), #GP (13), #PF (14), #VC (29). Injected by the hypervisor: whatever it names. `info`
     is what decoding its instruction tells a #VC handler, in the form of EXITINFO1; `instruction` are the bytes at the
-    interrupted RIP, which a handler finds in the guest's own memory.
+    interrupted RIP, which a handler finds in the guest's own memory, and `cpl` is what its code segment said.
     """
 
     instruction: bytes = b""
+    cpl: int = 0
 
     def __init__(self, vector: int, error: int, address: int, info: int = 0) -> None:
         super().__init__(vector, error, address, info)

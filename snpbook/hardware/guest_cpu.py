@@ -9,9 +9,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from snpbook.hardware import guest_instructions
-from snpbook.hardware.dram import flag, whole
+from snpbook.hardware.dram import Bytes, flag, whole
 from snpbook.hardware.exits import GuestException
-from snpbook.hardware.operations import Execute, Invlpg, Load, Look, Operation, Read, Write
+from snpbook.hardware.operations import REGISTER_SIZE, Exchange, Execute, Invlpg, Load, Look, Operation, Read, Write
+from snpbook.hardware.requests import Requests
 from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
 from snpbook.spec.cpuid import Registers
 from snpbook.spec.opcodes import CallInstruction, Opcode
@@ -51,6 +52,12 @@ class GuestCpu:
             raise TypeError(f"data = {data!r}: bytes")
         data = bytes(data)
         return Write(_range(address, len(data))[0], data)
+
+    def exchange(self, address: int, data: bytes) -> Operation:
+        """XCHG: store bytes at a virtual address, up to a register's size; the bytes that were there."""
+        if not 0 < len(data) <= REGISTER_SIZE:
+            raise ValueError(f"data of {len(data)} bytes: XCHG takes 1 to {REGISTER_SIZE}")
+        return Exchange(_range(address, len(data))[0], bytes(data))
 
     def pvalidate(self, address: int, count: int, *, validate: bool = True, large: bool = False) -> Operation:
         """PVALIDATE `count` pages: (return codes, carry flags), one per page. Before an exception some may be done."""
@@ -146,8 +153,29 @@ class GuestCpu:
         """Leave to the hypervisor with a request in the GHCB or in its MSR; without SEV-ES it is VMMCALL."""
         return Execute(guest_instructions.vmgexit, opcode=CallInstruction.VMGEXIT.value)
 
+    def request(self, address: int, page: bytes, requests: Bytes, done: Bytes) -> Operation:
+        """The GHCB at `address` filled with `page` and, in its shared buffer, the first of `requests` (n, size);
+        VMGEXIT; and the answer: (how many requests were served, the page as the last of them left it).
+
+        It is more than one where the hypervisor went on to the following ones; the buffers of all but the last then
+        began with `done` (n, m).
+        """
+        if len(page) != PAGE_SIZE or not len(requests) or len(done) != len(requests):
+            raise ValueError(
+                f"{len(page)} bytes, {len(requests)} requests, {len(done)} outcomes: a page, and one of each"
+            )
+        return Requests(_range(address, len(page))[0], page, requests, done)
+
     def vmmcall(self) -> Operation:
         return Execute(guest_instructions.vmmcall, opcode=CallInstruction.VMMCALL.value)
+
+    def sysret(self) -> Operation:
+        """SYSRET: go on as a program of the user, at CPL 3."""
+        return Execute(guest_instructions.sysret)
+
+    def syscall(self) -> Operation:
+        """SYSCALL: go on as the kernel, at CPL 0."""
+        return Execute(guest_instructions.syscall)
 
     def hlt(self) -> Operation:
         return Execute(guest_instructions.hlt, opcode=Opcode.HLT.value)

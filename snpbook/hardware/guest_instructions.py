@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snpbook.hardware.cache import Cache
+from snpbook.hardware.checks import USER_CPL
 from snpbook.hardware.exits import GeneralProtection, GuestException, Vmgexit
 from snpbook.hardware.intercepts import Stop, intercept, intercept_msr, intercept_port
 from snpbook.spec.cpuid import IDLE_HLT_INTERCEPT, SVM_LEAF
@@ -238,6 +239,19 @@ def vmgexit(core: GuestCore) -> Stop:
 def vmmcall(core: GuestCore) -> Stop:
     """VMMCALL, which only a hypervisor implements: #UD where none intercepts it."""
     return intercept(core, ExitCode.VMMCALL) or GuestException(Vector.UD, 0, 0)
+
+
+def sysret(core: GuestCore) -> Stop | None:
+    """SYSRET: on at CPL 3; segments and EFER.SCE are left alone (MODEL)."""
+    stop = _privileged(core)
+    if stop is None:
+        core.registers["cpl"] = USER_CPL
+    return stop
+
+
+def syscall(core: GuestCore) -> None:
+    """SYSCALL: on at CPL 0, in the same program, which stands for the kernel too (MODEL)."""
+    core.registers["cpl"] = 0
 
 
 def read_dr7(core: GuestCore) -> Stop | None:

@@ -192,6 +192,30 @@ class Write(Operation):
         return Opcode.of_size("STORE", len(self.data))
 
 
+@dataclass(slots=True)
+class Exchange(Operation):
+    """Bytes of memory replaced in one step, as XCHG does: nobody comes between the old bytes and the new."""
+
+    address: int
+    data: bytes
+    old: bytes | None = None
+
+    def step(self, core: GuestCore) -> Stop | None:
+        if self.old is None:
+            result = core.read(self.address, len(self.data))
+            if not isinstance(result, bytes):
+                return result
+            stop = core.write(self.address, self.data)
+            if stop is not None:
+                return stop
+            self.old = result
+        return None
+
+    @property
+    def value(self) -> bytes:
+        return self.old or b""
+
+
 def _is_mmio(stop: Stop | None) -> bool:
     if isinstance(stop, GuestException):
         return (stop.vector, stop.error) == (Vector.VC, ExitCode.NPF)

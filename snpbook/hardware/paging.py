@@ -8,7 +8,7 @@ Sources: APM2 5.3, 5.4, 15.25, 15.34.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ from snpbook.spec.vmcb import (
 )
 
 _INDEX_BITS = 9
+_AT_ONCE = 512
+"""Table pages in which bits are set at once."""
 _INDEX = U64(PTES_PER_TABLE - 1)
 _LIMIT = U64(PTES_PER_TABLE**PAGE_TABLE_LEVELS)
 _LARGE, _PRESENT, _ACCESSED = U64(PTE_LARGE), U64(PTE_PRESENT), U64(PTE_ACCESSED)
@@ -74,8 +76,24 @@ class Walk:
     entries: Words
     rights: Words
     levels: Words
+    ends: Rows
+    """The page at which the outcome of each is noted while the walk goes on: its own, or that of its neighbours."""
     steps: list[Step]
     numbers: Words
+
+    def everywhere(self) -> Walk:
+        """The same with the outcome at every page."""
+        if (self.ends == np.arange(len(self.ends))).all():
+            return self
+        at = self.ends
+        return replace(
+            self,
+            done=self.done[at],
+            errors=self.errors[at],
+            entries=self.entries[at],
+            rights=self.rights[at],
+            levels=self.levels[at],
+        )
 
     def frames(self, c_bit: int | None) -> Words:
         """Where the pages lie: page numbers without the C-bit, 0 where there is no leaf."""
@@ -96,8 +114,20 @@ Locate = Callable[[Words, Rows], tuple[Words, Keys, Flags]]
 of them can be read; of the others it keeps the reason."""
 
 
-def walk(memory: Memory, root: int, numbers: Words, locate: Locate, *, c_bit: int | None, reserved: int = 0) -> Walk:
-    """Walk the tables behind `root` for page numbers, of which 36 bits count; `reserved` are bits that must be 0."""
+def walk(
+    memory: Memory,
+    root: int,
+    numbers: Words,
+    locate: Locate,
+    *,
+    c_bit: int | None,
+    reserved: int = 0,
+    together: bool = False,
+) -> Walk:
+    """Walk the tables behind `root` for page numbers, of which 36 bits count; `reserved` are bits that must be 0.
+
+    `together`: neighbours that use one entry use it once, in the name of the first of them; `Walk.ends` says which.
+    """
     count = len(numbers)
     found = Walk(
         done=np.zeros(count, bool),
@@ -105,14 +135,18 @@ def walk(memory: Memory, root: int, numbers: Words, locate: Locate, *, c_bit: in
         entries=np.zeros(count, U64),
         rights=np.full(count, ~U64(0)),
         levels=np.zeros(count, U64),
+        ends=np.arange(count),
         steps=[],
         numbers=numbers,
     )
-    pointers, owners = np.full(count, root, U64), np.arange(count)
+    runs = _Runs.at(PAGE_TABLE_LEVELS - 1, numbers, together)
+    pointers, rights = np.full(len(runs), root, U64), np.full(len(runs), ~U64(0))
     for level in reversed(range(PAGE_TABLE_LEVELS)):
-        pages, keys, ok = locate(pointers, owners)
+        pages, keys, ok = locate(pointers, runs.starts)
+        runs.leave(found, ~ok)
         tables = (pointers & address_mask(c_bit)) >> U64(PAGE_SHIFT)
-        owners, pages, keys, tables = owners[ok], pages[ok], keys[ok], tables[ok]
+        runs, parents = runs.split(ok, _Runs.at(level, numbers, together))
+        owners, pages, keys, tables = runs.starts, pages[parents], keys[parents], tables[parents]
         index = numbers[owners] >> U64(_INDEX_BITS * level) & _INDEX
         addresses = (pages << U64(PAGE_SHIFT)) + index * U64(PTE_SIZE)
         entries = read_words(memory, keys, addresses)
@@ -123,15 +157,53 @@ def walk(memory: Memory, root: int, numbers: Words, locate: Locate, *, c_bit: in
         found.errors[owners[present & wrong]] = _RESERVED
         used = present & ~wrong
         leaf = used & (large if level else np.ones(len(used), bool))
-        step = Step(owners[used], tables[used], addresses[used], keys[used], entries[used], leaf[used])
-        found.steps.append(step)
-        found.rights[step.owners] &= step.entries ^ U64(PTE_NO_EXECUTE)
+        found.steps.append(Step(owners[used], tables[used], addresses[used], keys[used], entries[used], leaf[used]))
+        rights = np.where(used, rights[parents] & (entries ^ U64(PTE_NO_EXECUTE)), rights[parents])
+        found.rights[owners] = rights
         ends = owners[leaf]
         found.done[ends], found.entries[ends], found.levels[ends] = True, entries[leaf], level
-        owners, pointers = step.owners[~step.leaf], step.entries[~step.leaf]
-        if not len(owners):
+        more = used & ~leaf
+        runs.leave(found, ~more)
+        runs, pointers, rights = runs.only(more), entries[more], rights[more]
+        if not len(runs):
             break
-    return found
+    return found.everywhere() if together else found
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Stretches of pages, by the first of each and the one behind its last, that share a pointer or an entry."""
+
+    starts: Rows
+    stops: Rows
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @classmethod
+    def at(cls, level: int, numbers: Words, together: bool) -> _Runs:
+        """All pages, by the entry of a level that they use; each for itself unless `together`."""
+        starts = np.arange(len(numbers))
+        if together and level:
+            place = numbers >> U64(_INDEX_BITS * level)
+            starts = np.flatnonzero(np.append(True, place[1:] != place[:-1])[: len(numbers)])
+        return cls(starts, np.append(starts[1:], len(numbers))[: len(starts)])
+
+    def only(self, chosen: Flags) -> _Runs:
+        return _Runs(self.starts[chosen], self.stops[chosen])
+
+    def split(self, chosen: Flags, finer: _Runs) -> tuple[_Runs, Rows]:
+        """The parts of the chosen runs, and of which run each is a part."""
+        parents = np.searchsorted(self.starts, finer.starts, side="right") - 1
+        inside = (parents >= 0) & (finer.starts < self.stops[parents]) & chosen[parents]
+        return finer.only(inside), parents[inside]
+
+    def leave(self, found: Walk, gone: Flags) -> None:
+        """The walk of some runs is over: what it came to stands at the first page of each."""
+        starts, lengths = self.starts[gone], (self.stops - self.starts)[gone]
+        if (lengths > 1).any():
+            places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+            found.ends[places] = np.repeat(starts, lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +223,15 @@ class NestedWalk:
 
 
 def nested_walk(
-    memory: Memory, rmp: Rmp | None, root: int, gfns: Words, kind: AccessKind, *, c_bit: int, host_keys: Keys
+    memory: Memory,
+    rmp: Rmp | None,
+    root: int,
+    gfns: Words,
+    kind: AccessKind,
+    *,
+    c_bit: int,
+    host_keys: Keys,
+    together: bool = False,
 ) -> NestedWalk:
     """Translate guest page numbers through the nested tables at `root`; `rmp` is None where SNP is off.
 
@@ -171,9 +251,9 @@ def nested_walk(
             ok &= ~foreign
         return tables, host_keys[_bit(pointers, c_bit).astype(np.intp)], ok
 
-    found = walk(memory, root, gfns, locate, c_bit=c_bit)
+    found = walk(memory, root, gfns, locate, c_bit=c_bit, together=together)
     pages = found.frames(c_bit)
-    errors = np.where(found.done, U64(0), errors | found.errors)
+    errors = np.where(found.done, U64(0), errors[found.ends] | found.errors)
     outside = found.done & (pages >= top)
     errors[outside] = _RESERVED
     forbidden = found.forbids(write=kind.writes_nested, fetch=kind is AccessKind.FETCH, user=True)
@@ -202,10 +282,12 @@ def set_bits(memory: Memory, keys: Keys, addresses: Words, bits: Words) -> None:
     for key in distinct_keys(keys):
         mine = keys == key
         pages, rows = np.unique(addresses[mine] >> U64(PAGE_SHIFT), return_inverse=True)
-        content = np.array(memory.read_pages(key, pages))
-        index = (addresses[mine] & U64(PAGE_SIZE - 1)) // U64(PTE_SIZE)
-        np.bitwise_or.at(content.view("<u8"), (rows, index.astype(np.intp)), bits[mine])
-        memory.write_pages(key, pages, content)
+        index = ((addresses[mine] & U64(PAGE_SIZE - 1)) // U64(PTE_SIZE)).astype(np.intp)
+        for first in range(0, len(pages), _AT_ONCE):
+            some, part = pages[first : first + _AT_ONCE], (rows >= first) & (rows < first + _AT_ONCE)
+            content = np.array(memory.read_pages(key, some))
+            np.bitwise_or.at(content.view("<u8"), (rows[part] - first, index[part]), bits[mine][part])
+            memory.write_pages(key, some, content)
 
 
 def distinct_keys(keys: Keys) -> list[int]:

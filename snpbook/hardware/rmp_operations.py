@@ -18,6 +18,10 @@ from snpbook.hardware.walker import Fault
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
 
 
+LEAST, MOST = 1 << 11, 1 << 16
+"""Pages of a run that are translated at once: twice as many as the last fault was away, so that faults cost few walks."""
+
+
 @dataclass(slots=True)
 class PageRun(Operation):
     """An RMP instruction on `count` pages from the virtual `address` on; `outcomes` are those of the pages done."""
@@ -26,21 +30,27 @@ class PageRun(Operation):
     count: int
     large: bool = False
     outcomes: list[Any] = field(default_factory=list, init=False)
+    window: int = field(default=LEAST, init=False)
 
     def step(self, core: GuestCore) -> Fault | None:
-        done = sum(len(outcome.codes) for outcome in self.outcomes)
-        address = self.address + done * (LARGE_PAGE_SIZE if self.large else PAGE_SIZE)
-        outcomes, fault = self.execute(core, address, self.count - done)
-        self.outcomes.extend(outcomes)
-        return fault
+        start = done = sum(len(outcome.codes) for outcome in self.outcomes)
+        while True:
+            address = self.address + done * (LARGE_PAGE_SIZE if self.large else PAGE_SIZE)
+            outcomes, fault = self.execute(core, address, min(self.count - done, self.window))
+            self.outcomes.extend(outcomes)
+            done += sum(len(outcome.codes) for outcome in outcomes)
+            self.window = min(max(LEAST, 2 * (done - start)), MOST)
+            if fault is not None or done == self.count:
+                return fault
 
     def execute(self, core: GuestCore, address: int, count: int) -> tuple[list[Any], Fault | None]:
         """Execute on the pages that are left, up to the first fault."""
         raise TypeError(f"{type(self).__name__} names no instruction")
 
     def column(self, name: str) -> Any:
-        """One of the outcomes' arrays, of all pages."""
-        return np.concatenate([getattr(outcome, name) for outcome in self.outcomes])
+        """One of the outcomes' arrays, of all pages; one that has the same value everywhere takes no room."""
+        found = np.concatenate([getattr(outcome, name) for outcome in self.outcomes])
+        return np.broadcast_to(found[0], found.shape) if len(found) and (found == found[0]).all() else found
 
     @property
     def value(self) -> Any:

@@ -108,6 +108,8 @@ class Snapshot:
                 case set():
                     node.object.clear()
                     node.object.update(node.kept)
+                case np.ndarray() if not node.object.flags.writeable:
+                    pass  # nobody can have changed it
                 case bytearray() | np.ndarray():
                     node.object[:] = node.kept
                 case _:

@@ -23,7 +23,7 @@ from snpbook.hardware.rmp import U64
 from snpbook.hardware.tlb import ENTRY, Entries
 from snpbook.spec.encryption import Context, Kind, Paging, Vtom
 from snpbook.spec.msr import SYSCFG_MEM_ENCRYPT, Msr
-from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
 from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.vmcb import PTE_GLOBAL, PTE_NO_EXECUTE, PTE_USER, ExitCode, FaultError, Vector
 from snpbook.spec.vmsa import (
@@ -114,6 +114,15 @@ class _Run:
         self.vectors[owners], self.errors[owners] = vectors[first], errors[first]
         self.addresses[owners] = addresses[first]
 
+    def spread(self, ends: Rows) -> None:
+        """What has stopped a page on the way to a table has stopped those whose walk went along with its own."""
+        stopped = (self.vectors == 0) & (self.vectors[ends] != 0)
+        if stopped.any():
+            self.vectors[stopped], self.errors[stopped] = self.vectors[ends[stopped]], self.errors[ends[stopped]]
+            nested = self.vectors[stopped] == _NPF
+            own = self.virtual[stopped] << U64(PAGE_SHIFT)
+            self.addresses[stopped] = np.where(nested, self.addresses[ends[stopped]], own)
+
     def update(self, owners: Rows, keys: Keys, addresses: Words, bits: Words) -> None:
         """Note bits that the pages' walks set in words of memory, as far as nothing has stopped them."""
         mine = (self.vectors[owners] == 0) & (bits != 0)
@@ -173,7 +182,7 @@ class PageWalker:
         entries["virtual"], entries["gfn"], entries["is_global"] = virtual[:stop], gfns[:stop], is_global[:stop]
         entries["page"], entries["key"] = found.pages[:stop], found.keys[:stop]
         entries["private"], entries["large"] = found.private[:stop], found.large[:stop]
-        return Translation(entries, self._fault(run, stop))
+        return Translation(entries, self._fault(run, stop, gfns))
 
     def _guest_walk(self, run: _Run, kind: AccessKind) -> tuple[Words, Flags, Flags]:
         """The guest's tables: guest pages, the C-bits and the global bits of the leaves; faults are noted in `run`."""
@@ -189,7 +198,9 @@ class PageWalker:
             lambda pointers, owners: self._tables(run, pointers, owners),
             c_bit=self._c_bit,
             reserved=self._reserved(),
+            together=True,
         )
+        run.spread(found.ends)
         error = self._page_fault(kind)
         user = registers["cpl"] == USER_CPL
         write = kind.writes and (user or bool(registers["cr0"] & CR0_WP))
@@ -272,7 +283,14 @@ class PageWalker:
         rmp = self._machine.rmp if snp_enabled else None
         c_bit = self._machine.product.c_bit
         nested = nested_walk(
-            self._machine.memory, rmp, self._nested_root, gfns, kind, c_bit=c_bit, host_keys=self._host_keys
+            self._machine.memory,
+            rmp,
+            self._nested_root,
+            gfns,
+            kind,
+            c_bit=c_bit,
+            host_keys=self._host_keys,
+            together=bool((owners[1:] > owners[:-1]).all()),
         )
         if nested.host_c.any():
             choice = self._choose(purpose, guest_c, nested.host_c, gfns)
@@ -340,14 +358,24 @@ class PageWalker:
         for owners, entries in run.tables:
             self._core.hold(AccessKind.WALK, entries[owners <= stop])
 
-    def _fault(self, run: _Run, stop: int) -> Fault | None:
-        """The fault of the first page that has one; an #NPF stands for all pages that follow and fault alike."""
+    def _fault(self, run: _Run, stop: int, gfns: Words) -> Fault | None:
+        """The fault of the first page that has one; an #NPF stands for all that follow before another kind."""
         if stop == len(run.virtual):
             return None
         vector, error, address = int(run.vectors[stop]), int(run.errors[stop]), int(run.addresses[stop])
         if vector != _NPF:
             return GuestException(vector, error, address)
-        run_on = run.addresses[stop] + (np.arange(len(run.virtual) - stop, dtype=U64) << U64(PAGE_SHIFT))
-        alike = (run.vectors[stop:] == _NPF) & (run.errors[stop:] == error) & (run.addresses[stop:] == run_on)
-        count = len(alike) if alike.all() else int(np.argmin(alike))
-        return nested_fault(self._core, Npf(address, FaultError(error), count), int(run.virtual[stop]) << PAGE_SHIFT)
+        refused = run.vectors[stop:] == _NPF
+        places = np.where(refused, run.addresses[stop:] >> U64(PAGE_SHIFT), gfns[stop:])
+        step = run_step(places)
+        alike = (refused & (run.errors[stop:] == error)) | (run.vectors[stop:] == 0)
+        alike &= places == places[0] + np.arange(len(places), dtype=U64) * U64(step)
+        refused = refused[: len(alike) if alike.all() else int(np.argmin(alike))]
+        count, span = int(np.count_nonzero(refused)), len(refused) - int(np.argmax(refused[::-1]))
+        fault = Npf(address, FaultError(error), count, step, span if span > count else 0)
+        return nested_fault(self._core, fault, int(run.virtual[stop]) << PAGE_SHIFT)
+
+
+def run_step(gfns: Words) -> int:
+    """The distance of pages that fault one after the other: 512 where the first two are a 2 MB page apart, else 1."""
+    return PAGES_PER_LARGE if len(gfns) > 1 and gfns[1] == gfns[0] + U64(PAGES_PER_LARGE) else 1

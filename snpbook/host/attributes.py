@@ -49,9 +49,9 @@ class PrivatePages:
 
 def _pieces(gfns: range) -> Iterator[tuple[int, slice, slice]]:
     """A run by 2 MB regions: the region's number, the pages inside it, and their places in the run."""
-    start = gfns.start
-    while start < gfns.stop:
-        number, first = divmod(start, PAGES_PER_LARGE)
-        count = min(gfns.stop - start, PAGES_PER_LARGE - first)
-        yield number, slice(first, first + count), slice(start - gfns.start, start - gfns.start + count)
-        start += count
+    done = 0
+    while done < len(gfns):
+        number, first = divmod(gfns[done], PAGES_PER_LARGE)
+        count = min(len(gfns) - done, -(-(PAGES_PER_LARGE - first) // gfns.step))
+        yield number, slice(first, first + count * gfns.step, gfns.step), slice(done, done + count)
+        done += count

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Words, page_numbers
+from snpbook.hardware.dram import Words, as_slice, page_numbers
 from snpbook.host.memory import Flags, PageAllocator, PageFile, RestrictedFile
 from snpbook.host.swap import SwappableMemory
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
@@ -48,7 +48,7 @@ class _HugePages(PageFile):
         self._whole[: len(kept)] = kept
 
     def is_huge(self, offsets: range) -> Flags:
-        return self._whole[offsets.start : offsets.stop].copy()
+        return self._whole[as_slice(offsets)].copy()
 
     def move(self, offsets: range) -> Flags:
         self._split(offsets)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from snpbook.hardware.dram import as_slice
 from snpbook.host.attributes import PrivatePages
 from snpbook.host.kvm.vm import Vm
 from snpbook.host.memory import Flags, PageFile
@@ -145,7 +146,7 @@ class Ledger:
         if len(flags) < event.offsets.stop:
             flags = np.concatenate([flags, np.zeros(event.offsets.stop - len(flags), bool)])
             self._resident[event.file] = flags
-        flags[event.offsets.start : event.offsets.stop] = event.resident
+        flags[as_slice(event.offsets)] = event.resident
 
     def _pin(self, event: PagesPinned) -> None:
         counts = self._pinned.setdefault(event.owner, Counter())

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from snpbook.hardware.dram import Pages, Words, page_numbers
+from snpbook.hardware.dram import Pages, Words, as_slice, page_numbers
 from snpbook.hardware.ports import HostCpu
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, make_shared
@@ -22,8 +22,8 @@ from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
 from snpbook.trace import Message, PagesMoved
 
 Flags = NDArray[np.bool_]
-_ABSENT = np.uint64(0)
-"""No frame: page 0 is never given out."""
+_ABSENT = np.uint32(0)
+"""No frame: page 0 is never given out. Frame numbers of 32 bits reach 16 TB."""
 
 
 class PageAllocator:
@@ -196,24 +196,24 @@ class PageFile:
 
     def get(self, offsets: range) -> Words:
         """The frames behind a run of page offsets; pages without one get memory now."""
-        frames = self._frames[offsets.start : offsets.stop]
+        frames = self._frames[as_slice(offsets)]
         missing = np.flatnonzero(frames == _ABSENT)
         if len(missing):
             fresh = self.allocator.take(len(missing))
             frames[missing] = fresh
-            self._prepare(as_pages(fresh), missing.astype(np.uint64) + np.uint64(offsets.start))
+            self._prepare(as_pages(fresh), page_numbers(offsets)[missing])
             self._tell(offsets[int(missing[0]) : int(missing[-1]) + 1])
-        return frames
+        return frames.astype(np.uint64)
 
     def get_prefix(self, offsets: range) -> Words:
         """`get` for as many pages from the first on as memory allows."""
-        missing = np.flatnonzero(self._frames[offsets.start : offsets.stop] == _ABSENT)
+        missing = np.flatnonzero(self._frames[as_slice(offsets)] == _ABSENT)
         room = self.allocator.free
         return self.get(offsets[: int(missing[room])] if len(missing) > room else offsets)
 
     def peek(self, offsets: range) -> Words:
         """The frames behind a run of page offsets, 0 where there is none; nothing gets memory."""
-        return self._frames[offsets.start : offsets.stop]
+        return self._frames[as_slice(offsets)].astype(np.uint64)
 
     def is_huge(self, offsets: range) -> Flags:
         """Which pages of a run lie in a huge page: none, in a file that has none."""
@@ -225,12 +225,12 @@ class PageFile:
         Not those that are pinned, and no page of a file that is not `movable`. ENOMEM.
         """
         frames = self._frames[offsets.start : offsets.stop]
-        can = (frames != _ABSENT) & ~self.allocator.is_pinned(frames) & self.movable
+        can = (frames != _ABSENT) & ~self.allocator.is_pinned(self.peek(offsets)) & self.movable
         if can.any():
             fresh = self.allocator.take(int(can.sum()))
             for lost in tuple(self._mappers):
                 lost(self, offsets)
-            old = frames[can].copy()
+            old = frames[can].astype(np.uint64)
             self.cpu.write_pages(as_pages(fresh), self.cpu.read_pages(as_pages(old)))
             frames[can] = fresh
             self._give_back(old)
@@ -264,7 +264,7 @@ class PageFile:
     def _take_out(self, offsets: NDArray[np.int64]) -> None:
         """The pages at these offsets, ascending, have no memory any more."""
         frames = self._frames[offsets]
-        gone = frames[frames != _ABSENT]
+        gone = frames[frames != _ABSENT].astype(np.uint64)
         if len(gone):
             self._frames[offsets] = _ABSENT
             self._tell(range(int(offsets[0]), int(offsets[-1]) + 1))
@@ -277,7 +277,7 @@ class PageFile:
     def _tell(self, offsets: range) -> None:
         """Tell that pages of a run got memory, or lost it."""
         if self.cpu.trace:
-            resident = self._frames[offsets.start : offsets.stop] != _ABSENT
+            resident = self._frames[as_slice(offsets)] != _ABSENT
             self.cpu.trace.emit(PagesMoved(file=self, offsets=offsets, resident=resident))
 
     def _prepare(self, pages: Pages, offsets: Words) -> None:
@@ -332,18 +332,18 @@ class AnonymousMemory(UserMemory):
     anonymous = True
 
 
-def _absent(count: int) -> Words:
+def _absent(count: int) -> NDArray[np.uint32]:
     """So many absent frames, in a mapping of their own: a large file of which little is touched costs little.
 
     ENOMEM for a file so large that its frames cannot be listed (MODEL).
     """
     if not count:
-        return np.zeros(0, np.uint64)
+        return np.zeros(0, np.uint32)
     try:
-        table = mmap.mmap(-1, count * _ABSENT.itemsize)
+        table = mmap.mmap(-1, count * _ABSENT.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise KernelError(errno.ENOMEM, "the file's pages can be listed", "a smaller file", f"{count} pages") from error
-    return np.frombuffer(table, np.uint64)
+    return np.frombuffer(table, np.uint32)
 
 
 def whole_regions(pages: range) -> Flags:

@@ -6,17 +6,18 @@ entry, or hardware refuses it. Sources: APM2 15.25, 15.36.10; RFC v7 patch 41.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
 
-from snpbook.hardware.dram import Words
+from snpbook.hardware.dram import Pages, Words, page_numbers
 from snpbook.hardware.ports import HostCpu
-from snpbook.host.memory import Flags, PageAllocator
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
+from snpbook.host.memory import Flags, PageAllocator, runs
+from snpbook.host.rmp import as_pages
+from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.vmcb import (
     MMIO_ENTRY,
-    PTE_ADDRESS,
     PTE_LARGE,
     PTE_PRESENT,
     PTE_SIZE,
@@ -27,10 +28,12 @@ from snpbook.spec.vmcb import (
 from snpbook.trace import NestedMapping
 
 _LEVELS = 4
-_INDEX_BITS = 9
 GFN_LIMIT = PTES_PER_TABLE**_LEVELS
 """Guest page numbers that four levels reach."""
 _RIGHTS = PTE_PRESENT | PTE_WRITE | PTE_USER
+_PER_TABLE = np.uint64(PTES_PER_TABLE)
+_TABLES = 512
+"""Tables that are written at once."""
 
 
 class NestedTables:
@@ -39,42 +42,46 @@ class NestedTables:
     def __init__(self, cpu: HostCpu, memory: PageAllocator) -> None:
         self._cpu, self._memory = cpu, memory
         self._tables: dict[tuple[int, int], int] = {}
+        """System pages by level and number."""
         self._large: set[int] = set()
         """2 MB of the guest that one leaf maps, by number."""
         self._unlinked: set[int] = set()
         """2 MB to which no table is linked, though there may be one left."""
         self.changes = 0
         """How often entries were changed or removed that a TLB may hold: what ran before must flush."""
-        self.root = self._table(_LEVELS - 1, 0)
+        (page,) = self._at(_LEVELS - 1, range(1))
+        self.root = int(page) << PAGE_SHIFT
 
     def __repr__(self) -> str:
         return f"NestedTables({self.root:#x}, {len(self._tables)} tables)"
 
-    def map(self, gfn: int, frames: Words, large: Flags | None = None) -> None:
-        """Map consecutive guest pages from `gfn` on to system pages; those that are `large` by their whole 2 MB."""
+    def map(self, gfn: int, frames: Words, large: Flags | None = None, step: int = 1) -> None:
+        """Map guest pages from `gfn` on, one every `step`, to system pages; `large` ones by the whole of their 2 MB."""
         if large is None or not large.any():
-            self._store(gfn, frames << np.uint64(PAGE_SHIFT) | np.uint64(_RIGHTS))
+            gfns = range(gfn, gfn + len(frames) * step, step)
+            self._store(gfns, frames << np.uint64(PAGE_SHIFT) | np.uint64(_RIGHTS))
             return
         edges = [0, *(np.flatnonzero(np.diff(large)) + 1).tolist(), len(frames)]
         for start, stop in pairwise(edges):
             if large[start]:
-                self._map_large(range(gfn + start, gfn + stop), frames[start:stop])
+                self._map_large(range(gfn + start * step, gfn + stop * step, step), frames[start:stop])
             else:
-                self.map(gfn + start, frames[start:stop])
+                self.map(gfn + start * step, frames[start:stop], step=step)
 
     def _map_large(self, gfns: range, frames: Words) -> None:
         """One leaf for each 2 MB of which a page is among `gfns`."""
-        first, last = gfns.start // PTES_PER_TABLE, (gfns.stop - 1) // PTES_PER_TABLE
-        for number in range(first, last + 1):
-            page = int(frames[max(number * PTES_PER_TABLE - gfns.start, 0)]) // PTES_PER_TABLE * PTES_PER_TABLE
-            self._link(1, number, page << PAGE_SHIFT | _RIGHTS | PTE_LARGE)
-            self._large.add(number)
-            self.changes += 1
-            self._tell(range(number * PTES_PER_TABLE, (number + 1) * PTES_PER_TABLE), mapped=True)
+        numbers = page_numbers(gfns) // _PER_TABLE
+        first = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - np.uint64(1)))
+        heads = frames[first] & ~(_PER_TABLE - np.uint64(1))
+        regions = range(int(numbers[0]), int(numbers[-1]) + 1)
+        self._link(1, regions, heads << np.uint64(PAGE_SHIFT) | np.uint64(_RIGHTS | PTE_LARGE))
+        self._large.update(regions)
+        self.changes += len(regions)
+        self._tell(_pages_of(regions), mapped=True)
 
     def map_mmio(self, gfn: int) -> None:
         """Map one guest page to nothing, by an entry with a reserved bit: hardware tells an access as MMIO."""
-        self._store(gfn, np.array([MMIO_ENTRY], np.uint64))
+        self._store(range(gfn, gfn + 1), np.array([MMIO_ENTRY], np.uint64))
 
     def mapped(self, gfns: range) -> int:
         """How many of the first pages of a run are mapped, of those that share the first one's table."""
@@ -84,7 +91,8 @@ class NestedTables:
             return count
         if (0, number) not in self._tables or number in self._unlinked:
             return 0
-        entries = np.frombuffer(self._cpu.read(self._tables[0, number] + index * PTE_SIZE, count * PTE_SIZE), "<u8")
+        start = (self._tables[0, number] << PAGE_SHIFT) + index * PTE_SIZE
+        entries = np.frombuffer(self._cpu.read(start, count * PTE_SIZE), "<u8")
         there = entries & np.uint64(PTE_PRESENT) != 0
         return count if there.all() else int(np.argmin(there))
 
@@ -96,7 +104,7 @@ class NestedTables:
         many = len(numbers) >= len(self._tables)  # then what there is takes less time to look through
         for number in [*self._large] if many else numbers:
             if number in self._large and number in numbers:
-                self._link(1, number, 0)
+                self._link(1, range(number, number + 1), np.zeros(1, np.uint64))
         for number in [n for level, n in self._tables if level == 0] if many else numbers:
             if number in numbers and (0, number) in self._tables and number not in self._unlinked:
                 start = max(gfn, number * PTES_PER_TABLE)
@@ -106,50 +114,77 @@ class NestedTables:
 
     def free(self) -> None:
         """Give the table pages back."""
-        for address in self._tables.values():
-            page = address >> PAGE_SHIFT
-            self._memory.release(range(page, page + 1))
+        for _, pages in runs(np.array(sorted(self._tables.values()), np.uint64)):
+            self._memory.release(pages)
         self._tables.clear()
         self._large.clear()
         self._tell(range(GFN_LIMIT), mapped=False)
 
-    def _store(self, gfn: int, entries: Words) -> None:
-        done = 0
-        while done < len(entries):
-            number, index = divmod(gfn + done, PTES_PER_TABLE)
-            count = min(len(entries) - done, PTES_PER_TABLE - index)
-            table = self._table(0, number)
-            self.changes += any(self._cpu.read(table + index * PTE_SIZE, count * PTE_SIZE))
-            self._write(table, index, entries[done : done + count])
-            self._tell(range(gfn + done, gfn + done + count), mapped=int(entries[done]) != MMIO_ENTRY)
-            done += count
+    def _store(self, gfns: range, entries: Words) -> None:
+        """Store leaves of 4 KB, so many tables at a time; to change one that was there counts."""
+        most = _TABLES * PTES_PER_TABLE // gfns.step
+        for start in range(0, len(gfns), most):
+            numbers, index = np.divmod(page_numbers(gfns[start : start + most]), _PER_TABLE)
+            pages = self._at(0, range(int(numbers[0]), int(numbers[-1]) + 1))
+            content = np.array(self._cpu.read_pages(pages))
+            places = (numbers - numbers[0]) * _PER_TABLE + index
+            words = content.view("<u8").reshape(-1)
+            self.changes += int(np.count_nonzero(words[places]))
+            words[places] = entries[start : start + most]
+            self._cpu.write_pages(pages, content)
+        self._tell(gfns, mapped=int(entries[0]) != MMIO_ENTRY)
 
-    def _table(self, level: int, number: int) -> int:
-        """The address of a table, made with its parents where it is missing."""
-        if (level, number) not in self._tables:
-            page = self._memory.allocate(1)[0]
-            self._cpu.write(page << PAGE_SHIFT, bytes(PAGE_SIZE))
-            self._tables[level, number] = page << PAGE_SHIFT
+    def _at(self, level: int, numbers: range) -> Pages:
+        """Where a run of tables lies, each made with its parents where it is missing."""
+        missing = np.array([n for n in numbers if (level, n) not in self._tables], np.uint64)
+        if len(missing):
+            pages = self._memory.take(len(missing))
+            self._cpu.zero_pages(as_pages(pages))
+            self._tables.update(zip(((level, n) for n in missing.tolist()), pages.tolist(), strict=True))
             if level < _LEVELS - 1:
-                self._link(level + 1, number, page << PAGE_SHIFT & PTE_ADDRESS | _RIGHTS)
-        elif level == 0 and number in self._unlinked:
-            self._cpu.write(self._tables[0, number], bytes(PAGE_SIZE))
-            self._link(1, number, self._tables[0, number] | _RIGHTS)
-        return self._tables[level, number]
+                self._link_tables(level, missing)
+        if level == 0 and not self._unlinked.isdisjoint(numbers):
+            stale = np.array(sorted(self._unlinked.intersection(numbers)), np.uint64)
+            self._cpu.zero_pages(self._found(0, stale.tolist()))
+            self._link_tables(0, stale)
+        return self._found(level, numbers)
 
-    def _link(self, level: int, number: int, entry: int) -> None:
-        """Store the entry number `number` of all tables of a level."""
+    def _found(self, level: int, numbers: Iterable[int]) -> Pages:
+        """The system pages of tables that there are."""
+        return as_pages(np.array([self._tables[level, number] for number in numbers], np.uint64))
+
+    def _link_tables(self, level: int, numbers: Words) -> None:
+        """Link tables into those above them."""
+        for _, run in runs(numbers):
+            pages = page_numbers(self._found(level, run))
+            self._link(level + 1, run, pages << np.uint64(PAGE_SHIFT) | np.uint64(_RIGHTS))
+
+    def _link(self, level: int, numbers: range, entries: Words) -> None:
+        """Store a run of the entries of all tables of a level: they are of one kind."""
         if level == 1:
-            table = entry and not entry & PTE_LARGE
-            if number in self._large:
+            for number in sorted(self._large.intersection(numbers)):
                 self._large.discard(number)
-                self._tell(range(number * PTES_PER_TABLE, (number + 1) * PTES_PER_TABLE), mapped=False)
-            self._unlinked.discard(number) if table else self._unlinked.add(number)
-        self._write(self._table(level, number >> _INDEX_BITS), number % PTES_PER_TABLE, np.array([entry], np.uint64))
+                self._tell(_pages_of(range(number, number + 1)), mapped=False)
+            if entries[0] and not int(entries[0]) & PTE_LARGE:
+                self._unlinked.difference_update(numbers)
+            else:
+                self._unlinked.update(numbers)
+        done = 0
+        while done < len(numbers):
+            parent, index = divmod(numbers[done], PTES_PER_TABLE)
+            part = entries[done : done + PTES_PER_TABLE - index]
+            (page,) = self._at(level, range(parent, parent + 1))
+            self._write(page, index, part)
+            done += len(part)
 
     def _tell(self, gfns: range, *, mapped: bool) -> None:
         if self._cpu.trace:
             self._cpu.trace.emit(NestedMapping(root=self.root, gfns=gfns, mapped=mapped))
 
-    def _write(self, table: int, index: int, entries: Words) -> None:
-        self._cpu.write(table + index * PTE_SIZE, entries.astype("<u8").tobytes())
+    def _write(self, page: int, index: int, entries: Words) -> None:
+        self._cpu.write((page << PAGE_SHIFT) + index * PTE_SIZE, entries.astype("<u8").tobytes())
+
+
+def _pages_of(regions: range) -> range:
+    """The guest pages of a run of 2 MB."""
+    return range(regions.start * PTES_PER_TABLE, regions.stop * PTES_PER_TABLE)

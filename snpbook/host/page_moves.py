@@ -12,44 +12,44 @@ from collections.abc import Iterable
 import numpy as np
 
 from snpbook.hardware.dram import Bytes, page_numbers
-from snpbook.host.address_space import AddressSpace
 from snpbook.host.memory import Flags, PageAllocator, PageFile
 from snpbook.host.refusal import KernelError
 from snpbook.host.rmp import as_pages
 from snpbook.host.swap import SwappableMemory
-from snpbook.spec.pages import PAGES_PER_LARGE
+from snpbook.spec.pages import PAGE_SIZE, PAGES_PER_LARGE
+
+Parts = Iterable[tuple[PageFile, range]]
+"""Runs of pages by file and offsets, as `AddressSpace.files` gives them for user pages; one at least."""
 
 
-def migrate(space: AddressSpace, pages: range) -> Flags:
-    """move_pages(2): resident user pages get other frames. Which of them moved (n,): not those that are pinned."""
-    return np.concatenate([file.move(offsets) for file, offsets in space.files(pages)])
+def migrate(parts: Parts) -> Flags:
+    """move_pages(2): resident pages get other frames. Which of them moved (n,): not those that are pinned."""
+    return np.concatenate([file.move(offsets) for file, offsets in parts])
 
 
-def swap_out(space: AddressSpace, pages: range) -> Flags:
-    """MADV_PAGEOUT: user pages go to the swap device, to come back elsewhere. Which of them went (n,)."""
+def swap_out(parts: Parts) -> Flags:
+    """MADV_PAGEOUT: pages go to the swap device, to come back elsewhere. Which of them went (n,)."""
     return np.concatenate(
         [
             file.swap_out(offsets) if isinstance(file, SwappableMemory) else np.zeros(len(offsets), bool)
-            for file, offsets in space.files(pages)
+            for file, offsets in parts
         ]
     )
 
 
-def mergeable(space: AddressSpace, pages: range) -> int:
-    """How many frames KSM would save among resident user pages: those that hold what another one holds.
+def mergeable(parts: Parts) -> int:
+    """How many frames KSM would save among resident pages: those that hold what another one holds.
 
     Pinned pages are not looked at. That the pages are then merged, and copied on a write, is not modelled.
     """
-    found = []
-    for file, offsets in space.files(pages):
+    found = [np.zeros((0, PAGE_SIZE), np.uint8)]
+    for file, offsets in parts:
         frames = file.peek(offsets)
-        if file.movable:
-            found.append(frames[(frames != 0) & ~file.allocator.is_pinned(frames)])
-    frames = np.concatenate(found) if found else np.zeros(0, np.uint64)
-    if not len(frames):
-        return 0
-    contents: Bytes = space.cpu.read_pages(as_pages(frames))
-    return len(frames) - len(np.unique(contents.view(f"V{contents.shape[1]}")))
+        loose = frames[(frames != 0) & ~file.allocator.is_pinned(frames)]
+        if file.movable and len(loose):
+            found.append(file.cpu.read_pages(as_pages(loose)))
+    contents: Bytes = np.concatenate(found)
+    return len(contents) - len(np.unique(contents.view(f"V{PAGE_SIZE}")))
 
 
 def compact(memory: PageAllocator, files: Iterable[PageFile]) -> int:

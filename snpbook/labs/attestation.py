@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from textwrap import shorten
 
 from snpbook.attest.appraise import Policy, appraise
 from snpbook.attest.bundle import Bundle
@@ -26,7 +27,7 @@ class Lab:
     """A guest's evidence on the owner's desk, and the owner's broker."""
 
     def __init__(self, product: str = "genoa", seed: str = "attestation") -> None:
-        self.desk = AttestationDesk(NOW, product, seed)
+        self.desk = AttestationDesk(NOW, lambda: datetime.now(UTC), product, seed)
         self._product, self._seed, self._drawn = product, seed, 0
 
     def __repr__(self) -> str:
@@ -63,7 +64,10 @@ class Lab:
 
     def audit(self) -> Static:
         """What the broker of the last release wrote down."""
-        rows = [(f"{entry.time:%H:%M:%S}", entry.event.value, entry.reason[:96]) for entry in self.broker.audit]
+        rows = [
+            (f"{entry.time:%H:%M:%S}", entry.event.value, shorten(entry.reason, 96, placeholder=" ..."))
+            for entry in self.broker.audit
+        ]
         return table("Audit log", ["time", "event", "reason"], rows)
 
     def pieces(self) -> Static:

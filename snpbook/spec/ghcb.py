@@ -171,6 +171,8 @@ NAE_INPUTS: dict[int, tuple[str, ...]] = {
 }
 """The fields that an event must have filled in beside SW_EXITCODE, SW_EXITINFO1 and 2, where that does not depend on
 what the event asks for (Linux sev_es_validate_vmgexit)."""
+INSTRUCTION_EVENTS = frozenset(event for event in Nae if event < Nae.NMI_COMPLETE)
+"""Events that are an instruction of the guest: the hypervisor may answer them with the exception that it raises."""
 SNP_EVENTS = frozenset([Nae.PAGE_STATE_CHANGE, Nae.GUEST_REQUEST, Nae.EXTENDED_GUEST_REQUEST, Nae.AP_CREATION])
 """What is for SNP guests alone."""
 SVSM_EVENTS = frozenset([

@@ -23,3 +23,5 @@ CERT_VLEK = UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
 CERT_ASK = UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
 CERT_ARK = UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 CERT_CRL = UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
+CC_BLOB = UUID("067b1f5f-cf26-44c5-8554-93d777912d42")
+"""The entry of EFI's configuration tables that names the CC blob."""

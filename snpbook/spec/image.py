@@ -120,6 +120,13 @@ class Image:
         return BSP_RESET_EIP
 
     @property
+    def svsm_entry(self) -> int:
+        """Where an SVSM starts, from its own beginning on; `ImageError` where the image is none."""
+        if guid.SVSM_INFO not in self.table:
+            raise ImageError(f"no SVSM entry point ({guid.SVSM_INFO}) in the GUID table")
+        return int.from_bytes(self.table[guid.SVSM_INFO][:4], "little")
+
+    @property
     def hash_table_base(self) -> int:
         """Guest address of the area for kernel hashes; 0 where the image supports none."""
         return int.from_bytes(self.table.get(guid.HASH_TABLE_AREA, b"")[:4], "little")

@@ -88,33 +88,35 @@ def sub(name: str, offset: int, layout: Layout, *, count: int = 0, note: str = "
 
 
 class Record:
-    """One decoded structure: read-only attributes, equality by content, an exact one-line repr."""
+    """One decoded structure: read-only attributes, equality by content, an exact one-line repr.
 
-    __slots__ = ("_values", "layout")
+    The values are the instance's dictionary, because reading a field is what is done most.
+    """
+
+    __slots__ = ("__dict__", "layout")
     layout: Layout
-    _values: dict[str, Any]
 
     def __init__(self, layout: Layout, values: dict[str, Any]) -> None:
         object.__setattr__(self, "layout", layout)
-        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "__dict__", values)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(f"{self.layout.name} has no field {name!r}") from None
+        raise AttributeError(f"{self.layout.name} has no field {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{self.layout.name} is read-only: use .replace({name}=...)")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{self.layout.name} is read-only")
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._values.items())
+        return iter(vars(self).items())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and self.layout is other.layout and self._values == other._values
+        return isinstance(other, Record) and self.layout is other.layout and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash((self.layout.name, tuple(self._values.items())))
+        return hash((self.layout.name, tuple(vars(self).items())))
 
     def __bytes__(self) -> bytes:
         buffer = bytearray(self.layout.size)
@@ -134,7 +136,7 @@ class Record:
 
     def replace(self, **changes: Any) -> Record:
         """A copy with some fields changed."""
-        return Record(self.layout, {**self._values, **self.layout.checked(changes)})
+        return Record(self.layout, {**vars(self), **self.layout.checked(changes)})
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={_show(value)}" for name, value in self if value)

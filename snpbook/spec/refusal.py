@@ -15,10 +15,9 @@ class Refusal(Exception):
         self.rule, self.expected, self.found, self.cite = rule, expected, found, cite
 
     def __str__(self) -> str:
-        text = self.rule
-        if self.expected != "" or self.found != "":
-            text += f" (expected {_show(self.expected)}, found {_show(self.found)})"
-        return text
+        values = {"expected": self.expected, "found": self.found}
+        told = [f"{word} {_show(value)}" for word, value in values.items() if value != ""]
+        return f"{self.rule} ({', '.join(told)})" if told else self.rule
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"

@@ -74,6 +74,13 @@ FIELDS_SINCE = {
 """Fields that are younger than version 2, and the version that brought each."""
 
 
+UNPUBLISHED = {4: (0x1F8, 0x208)}
+"""Bytes [first, end) that a version reserves as far as is published, and may yet have named.
+
+What version 4 adds is not published; reports of that version with the mitigation vectors of version 5 are told of.
+"""
+
+
 def reserved_ranges(version: int) -> list[tuple[int, int]]:
     """Byte ranges [first, end) that must be zero in a report of `version`."""
     cpuid = (0x188, 0x1A0) if version < 3 else (0x18B, 0x1A0)

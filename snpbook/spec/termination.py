@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from snpbook.spec.ghcb import TERMINATE, MsrCode
+
 
 class GeneralReason(IntEnum):
     """Set 0."""
@@ -45,3 +47,14 @@ class OvmfReason(IntEnum):
 GENERAL_SET, GUEST_SET = 0, 1
 EVENT_REASON_SHIFT = 4
 """SW_EXITINFO1 of the termination event: the set in bits 3:0, the reason in bits 11:4."""
+
+
+def ended(ghcb_msr: int) -> str:
+    """Why a guest asked to be ended, by the value of its GHCB MSR; reasons of set 1 are read as Linux's."""
+    request = TERMINATE.unpack(ghcb_msr.to_bytes(TERMINATE.size, "little"))
+    if request.code != MsrCode.TERMINATE:
+        return "by its GHCB"
+    names = {GENERAL_SET: GeneralReason, GUEST_SET: Reason}.get(request.reason_set)
+    known = names is not None and request.reason in names._value2member_map_
+    name = names(request.reason).name if names is not None and known else "unknown"
+    return f"reason {request.reason_set}:{request.reason} ({name})"

@@ -21,6 +21,7 @@ SAYS = {
     "views": "state to HTML, SVG, text",
     "evidence": "good and broken reports",
     "attacks": "the malicious host",
+    "regimes": "ways to keep private memory",
     "system": "one machine, its host, its guests",
     "vendor": "AMD: roots, chips, certificates",
     "host": "kernel, KVM, VMM",

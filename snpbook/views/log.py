@@ -15,7 +15,20 @@ import numpy as np
 from snpbook.spec.pages import LaunchPage
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.status import Status
-from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
+from snpbook.trace import (
+    CachesWrittenBack,
+    Event,
+    FirmwareCommand,
+    Instruction,
+    Ioctl,
+    Message,
+    NestedMapping,
+    PagesCopied,
+    PagesMoved,
+    PagesPinned,
+    SystemCall,
+    VmExit,
+)
 from snpbook.views.static import Static
 from snpbook.views.tables import Markup, table
 from snpbook.views.values import show
@@ -62,6 +75,22 @@ def _words(event: Event) -> tuple[str, str, str, str, str, bool]:
             return "VMM", event.device, event.name, _arguments(event.arguments), answer, event.errno == 0
         case VmExit():
             return f"vCPU {event.vcpu}", "KVM", event.reason, _arguments(event.detail), "exit", True
+        case SystemCall():
+            answer = f"errno {event.errno}" if event.errno else "ok"
+            return "VMM", "kernel", event.name, _arguments(event.arguments), answer, event.errno == 0
+        case PagesMoved():
+            here = int(np.count_nonzero(event.resident))
+            detail = f"{event.file}: {here:,} of {_run('page', event.offsets)} have memory"
+            return "kernel", "memory", "pages", detail, "", True
+        case PagesPinned():
+            return "kernel", "memory", "pin" if event.pinned else "unpin", _pages(event.frames), "", True
+        case PagesCopied():
+            return "KVM", "memory", "copy", "from the shared to the private side", "", True
+        case CachesWrittenBack():
+            return "kernel", "caches", "WBINVD", f"{event.cores} cores", "", True
+        case NestedMapping():
+            what = "map" if event.mapped else "unmap"
+            return "KVM", "nested tables", what, _run("gfn", event.gfns), "", True
         case Message():
             return event.source, "console", "message", event.text, "", True
     raise TypeError(f"the log has no words for {type(event).__name__}")
@@ -109,6 +138,10 @@ def _page_run(event: FirmwareCommand) -> str:
     """The run of pages of a command, with the pages' type where the command names one."""
     kind = event.arguments.get("page_type")
     return " ".join(filter(None, [kind.name if isinstance(kind, LaunchPage) else "", _pages(event.pages)]))
+
+
+def _run(what: str, pages: range) -> str:
+    return f"{what} {pages[0]:#x}..{pages[-1]:#x}" if len(pages) > 1 else f"{what} {pages[0]:#x}"
 
 
 def _pages(pages: Any) -> str:

@@ -81,6 +81,12 @@ REPEATS: Mapping[int, Swatch] = {
 }
 """How often a value occurs, from each number on: the first is ground."""
 
+SIDES: Mapping[str, Swatch] = {
+    "shared": Swatch("shared", "S", "M0 8L8 0M-2 2L2 -2M6 10L10 6", "#2D8ECD", "#7AC8FA"),
+    "private": Swatch("private", "P", "", "#018C5F", "#3BC188"),
+}
+"""The two sides of a guest's memory: as the states of pages that they mostly are."""
+
 
 def contrast(one: str, other: str) -> float:
     """The WCAG contrast ratio of two `#RRGGBB` colours, 1 to 21."""

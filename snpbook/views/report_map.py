@@ -18,7 +18,7 @@ _ROW, _CELL, _LEFT, _TOP, _TALL = 32, 19, 52, 22, 15
 
 
 def report_map(raw: bytes) -> Static:
-    """The map and the table; bytes without a field are grey, those that are not zero are filled darker."""
+    """The map and the table; bytes to which the report's version gives no field are grey."""
     report = Report.parse(raw)
     rows = [(name, ATTESTATION_REPORT.fields[name].where, _show(value)) for name, value in report.named.items()]
     signed = f"Signed: bytes 0 to {SIGNED_SIZE - 1:#x}. Source: {ATTESTATION_REPORT.cite}"
@@ -28,17 +28,18 @@ def report_map(raw: bytes) -> Static:
     alt = (
         f"Byte map of an attestation report of version {report.fields.version}: 37 rows of 32 bytes, coloured by field."
     )
-    return Static(listing.text, Markup(image(_picture(raw), alt), alt) + listing.html)
+    return Static(listing.text, Markup(image(_picture(report), alt), alt) + listing.html)
 
 
-def _picture(raw: bytes) -> str:
-    owners = [""] * len(raw)
-    for name, field in ATTESTATION_REPORT.fields.items():
+def _picture(report: Report) -> str:
+    owners = [""] * len(report.raw)
+    for name in report.named:
+        field = ATTESTATION_REPORT.fields[name]
         owners[field.offset : field.offset + field.size] = [name] * field.size
     shapes, fills = [], (LIGHT.surface, PAGES[GROUND].light)
     style = {"font_family": MONO, "font_size": 10, "fill": LIGHT.quiet}
-    height = _TOP + len(raw) // _ROW * _TALL
-    for start in range(0, len(raw), _ROW):
+    height = _TOP + len(owners) // _ROW * _TALL
+    for start in range(0, len(owners), _ROW):
         y = _TOP + start // _ROW * _TALL
         shapes.append(words(f"{start:#05x}", 4, y + 11, **style))
         for first, end in _runs(owners, start):

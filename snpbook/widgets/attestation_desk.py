@@ -1,11 +1,12 @@
 """The verifier's desk: good evidence, a switch for each thing that can be tampered with, and the verifier's lights.
 
-Files of the reader's own take the place of the evidence: a real report with its certificates is judged by AMD's roots.
+Files of the reader's own take the place of the evidence: a real report with its certificates is judged by AMD's roots
+and today's date.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,9 +36,15 @@ _SPOILS = {"bit": "changed-measurement", "tcb": "wrong-tcb", "certificate": "vek
 
 
 class AttestationDesk(View, w.VBox):
-    """Evidence and its verdict. `switches` are the controls by the names of `TAMPERS`, `roots` says whom to trust."""
+    """Evidence and its verdict. `switches` are the controls by the names of `TAMPERS`, `roots` says whom to trust.
 
-    def __init__(self, now: datetime, product: str = "genoa", seed: str = "attestation") -> None:
+    The model's evidence is judged at `now`, the reader's own at the time that `clock` tells.
+    """
+
+    def __init__(
+        self, now: datetime, clock: Callable[[], datetime], product: str = "genoa", seed: str = "attestation"
+    ) -> None:
+        self._clock = clock
         self._maker = Maker(Recipe(now, product, seed=seed))
         self._good = replace(self._maker.kit(), nonce=self._maker.fields["report_data"])
         self._own: Kit | None = None
@@ -45,7 +52,7 @@ class AttestationDesk(View, w.VBox):
         self.roots = w.Dropdown(options=ROOT_SETS, value="toy", description="Roots")
         self.files = w.FileUpload(multiple=True, description="Your own report and certificates")
         self.files.layout.width = "280px"
-        self.result: Panel[Kit] = Panel(self._render, self.kit)
+        self.result: Panel[Kit | ValueError] = Panel(self._render, self.kit)
         for control in (*self.switches.values(), self.roots):
             control.observe(self._draw, "value")
         self.files.observe(self._uploaded, "value")
@@ -74,17 +81,20 @@ class AttestationDesk(View, w.VBox):
         `ValueError` where there is no report among the files.
         """
         certificates: dict[str, bytes] = {}
-        reports: list[bytes] = []
+        reports, lists = [], b""
         for name, data in files.items():
             try:
-                Bundle.read(data)
+                bundle = Bundle.read(data)
             except (MalformedEvidence, NotGenuine):
                 reports.append(data)
             else:
                 certificates[name] = data
+                lists += data if bundle.crls else b""
         if files and len(reports) != 1:
             raise ValueError(f"{len(reports)} of these files may be a report: give one, and its certificates")
-        self._own = Kit(reports[0], certificates, b"", self._good.now) if files else None
+        self._own = Kit(reports[0], certificates, lists, self._clock()) if files else None
+        for control in self.switches.values():
+            control.disabled = bool(files)
         self.roots.value = roots if files else "toy"
         self._draw(None)
         return self.static()
@@ -94,12 +104,17 @@ class AttestationDesk(View, w.VBox):
 
     def _uploaded(self, _: object) -> None:
         given: tuple[Mapping[str, Any], ...] = self.files.value
-        self.load({file["name"]: bytes(file["content"]) for file in given})
+        try:
+            self.load({file["name"]: bytes(file["content"]) for file in given})
+        except ValueError as error:
+            self.result.show(error)
 
     def _draw(self, _: object) -> None:
         self.result.show(self.kit)
 
-    def _render(self, kit: Kit) -> Static:
-        verdict, checks = kit.checked(named_roots(self.roots.value))
+    def _render(self, shown: Kit | ValueError) -> Static:
+        if isinstance(shown, ValueError):
+            return verifier_steps((), f"none, {shown}")
+        verdict, checks = shown.checked(named_roots(self.roots.value))
         told = verdict.stage.name.lower().replace("_", " ")
         return verifier_steps(checks, f"{told}: {verdict.check}" if verdict.check else told)

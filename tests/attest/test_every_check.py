@@ -19,7 +19,7 @@ from tests.sampling import sampled
 
 TABLE: dict[str, Any] = tomllib.loads(resource("data", "verifiers.toml").read_text())
 ROWS: dict[str, Any] = {row["name"]: row for row in TABLE["check"]}
-REMEMBERED = (parse._check_format, chain._check_chain, chain._check_links, vek.read_vek, check_binding)
+REMEMBERED = (parse._check_format, chain._judge, chain._check_links, vek.read_vek, check_binding)
 """Whose answers outlive a test."""
 NEEDS_VECTORS = {"report.signature"}
 """Rows whose test rests on the public vectors."""

@@ -114,6 +114,8 @@ MALFORMED = {
     "cut base64": b64encode(REPORT)[:-2],
     "short base64": b64encode(REPORT[:-3]),
     "a text file": b"A text file.\n" * 200,
+    "digits with colons": REPORT.hex(":").encode(),
+    "a table without entries": REPORT + bytes(48) + b"something else",
     "no end": REPORT + table([(guid.CERT_ARK, b"ark")], end=b""),
     "a blob cut": REPORT + table([(guid.CERT_ARK, b"ark")])[:-1],
     "twice": REPORT + table([(guid.CERT_ARK, b"ark"), (guid.CERT_ARK, b"ark")]),
@@ -126,6 +128,13 @@ MALFORMED = {
     "an answer with reserved bytes": answer(reserved=bytes(23) + b"\1") + REPORT,
     "an answer cut": answer() + REPORT[:-1],
 }  # fmt: skip
+
+
+def test_text_that_is_no_encoding_is_called_so() -> None:
+    for text in (REPORT.hex(":").encode(), b"A text file.\n" * 200):
+        with pytest.raises(MalformedEvidence, match="neither hexadecimal nor base64"):
+            Evidence.read(text)
+    assert Evidence.read(b"\xef\xbb\xbf" + REPORT.hex().encode()).report == REPORT
 
 
 @pytest.mark.parametrize("name", MALFORMED)

@@ -34,7 +34,7 @@ def fleet() -> tuple[FleetItem, ...]:
     for number in range(REPORTS):
         report = makers[number % CHIPS].report(report_data=number.to_bytes(64, "little"))
         if number % 10 == 9:
-            report = report[:0x50] + b"\xff" + report[0x51:]
+            report = report[:0x50] + bytes([report[0x50] ^ 1]) + report[0x51:]
         items.append(FleetItem(f"{number:05}", report, files[number % CHIPS]))
     return tuple(items)
 
@@ -139,6 +139,19 @@ def test_the_command_ends_with_the_worst(
         path.name for path in directory.iterdir() if path.suffix in (".bin", ".hex")
     )
     assert captured.err.count("\n") <= 2
+
+
+def test_the_command_passes_over_no_report(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in capitals count, and a report that cannot be read is not one less to worry about."""
+    (directory / "a.bin").rename(directory / "A.BIN")
+    (directory / "a.der").rename(directory / "A.DER")
+    options = ["--roots", "toy", "--now", NOW.isoformat()]
+    assert main(["fleet", "verify", str(directory), *options]) == 0
+    (directory / "gone.bin").symlink_to(directory / "nowhere")
+    assert main(["fleet", "verify", str(directory), *options]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == ["A.BIN", "b.hex", "A.BIN", "b.hex", "gone.bin"]
+    assert (rows[-1]["verdict"], "cannot be read" in rows[-1]["reason"]) == (MALFORMED, True)
 
 
 def test_the_command_refuses_an_empty_directory(tmp_path: Path) -> None:

@@ -200,6 +200,21 @@ def test_a_vlek_is_for_a_provider_and_no_chip() -> None:
     assert judged(chain, signing_key=0) == "certificates.vek"
 
 
+def test_a_refusal_carries_every_check_that_was_made_before_it() -> None:
+    made = [check.name for check in verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW).checks]
+    for fields, failing in (
+        ({"chip_id": b"?" * 64}, "binding.chip_id"),
+        ({"signing_key": 7}, "report.signed"),
+        ({"reported_tcb": 0}, "binding.tcb"),
+    ):
+        with pytest.raises(NotGenuine) as refusal:
+            verify(GOOD.report(**fields), GOOD.certificates, GOOD.roots, NOW)
+        assert [check.name for check in refusal.value.checks] == made[: made.index(failing) + 1]
+    with pytest.raises(NotGenuine) as refusal:
+        verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW + timedelta(days=9999))
+    assert [check.name for check in refusal.value.checks] == made[: made.index(refusal.value.check) + 1]
+
+
 def test_a_masked_chip_is_skipped_not_passed() -> None:
     verified = verify(GOOD.report(chip_id=bytes(64)), GOOD.certificates, GOOD.roots, NOW)
     assert (verified.checks[-1].name, verified.checks[-1].result) == ("binding.chip_id", Result.SKIPPED)
@@ -248,6 +263,20 @@ def test_a_report_of_another_length_is_malformed() -> None:
 def test_time_without_a_zone_is_refused_loudly() -> None:
     with pytest.raises(TypeError):
         verify(GOOD.report(), GOOD.certificates, GOOD.roots, NOW.replace(tzinfo=None))
+
+
+def test_what_version_4_may_have_named_is_told_on_request() -> None:
+    milan = {"version": 4, "cpuid_family": 0x19, "cpuid_model": 1}
+    report = GOOD.report(**milan, launch_mit_vector=1, current_mit_vector=1 << 63)
+    assert failed_check(report, GOOD.certificates, GOOD.roots) == "report.reserved"
+    verified = verify(report, GOOD.certificates, GOOD.roots, NOW, allow_newer=True)
+    told = {check.name: check for check in verified.checks}["report.unknown"]
+    assert (told.result, told.found) == (Result.SKIPPED, "version 4 may have given a meaning to 0x1f8 0x207")
+    for version, offset in ((4, 0x208), (4, 0x1EB), (3, 0x1F8), (5, 0x208)):
+        body = bytearray(GOOD.report(**{**milan, "version": version}))
+        body[offset] = 1
+        with pytest.raises(NotGenuine, match="reserves"):
+            verify(GOOD.sign(bytes(body)), GOOD.certificates, GOOD.roots, NOW, allow_newer=True)
 
 
 def test_later_versions_on_request() -> None:

@@ -29,7 +29,7 @@ def test_an_answer_is_tampered_with(notebook: LabPage) -> None:
     cell.get_by_role("combobox", name="Scene").select_option(label="five pages become shared")
     cell.get_by_text("5 pages are shared").first.wait_for()
     cell.get_by_role("combobox", name="The hand changes").select_option(label="cur_entry")
-    number = cell.get_by_role("textbox", name="to", exact=True)
+    number = cell.get_by_role("textbox", name="New value")
     write(notebook, number, "9")
     cell.get_by_text("the guest stops").wait_for()
     cell.get_by_text("reason set 1, 1: PSC").first.wait_for()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from base64 import b64encode
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,31 @@ def test_real_reports_are_accepted(name: str, run: Run) -> None:
     assert "roots     amd\n" in ending.output
     assert f"product   {name}\n" in ending.output
     assert "  skipped  chain.revocation" in ending.output
+
+
+@needs_vectors
+def test_a_report_may_come_on_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificates = ["--certs", vcek_file("milan"), "--certs", chain_file("milan"), *JUNE]
+    for command, code in ((["show", "-"], 0), (["verify", "-", *certificates], 0), (["verify", "-"], 3)):
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(report_file("milan").read_bytes())))
+        assert run(*command).code == code
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"")))
+    assert run("show", "-").code == 2
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed" in run("show", "-").errors
+
+
+@needs_vectors
+def test_who_refuses_is_told(run: Run, tmp_path: Path) -> None:
+    report = [report_file("milan"), "--certs", vcek_file("milan"), "--certs", chain_file("milan"), *JUNE]
+    (tmp_path / "own.toml").write_text("vmpl = 3\n")
+    for options, told in (
+        (["--nonce", "00"], "refused for the nonce: nonce"),
+        (["--nonce", "00", "--policy", "none"], "refused for the nonce: nonce"),
+        (["--nonce", "00", "--policy", tmp_path / "own.toml"], "own.toml: policy.vmpl (expected 3, found 0), nonce"),
+    ):
+        ending = run("verify", *report, *options)
+        assert (ending.code, told in ending.errors) == (4, True)
 
 
 @needs_vectors

@@ -1,7 +1,7 @@
 """The twelve pieces: all genuine, five with a fault, and each option of the reference's policy is needed."""
 
 from snpbook.attest.appraise import Policy, appraise
-from snpbook.exercises.attestation import forgeable, new_enough, policy
+from snpbook.exercises.attestation import DECIDING, forgeable, new_enough, policy
 from snpbook.exercises.pieces import AUTHOR, NONCE, TCB, pieces, thirteenth
 
 
@@ -17,6 +17,12 @@ def test_seven_of_twelve_are_admitted_and_no_option_can_go() -> None:
     assert admitted(**options) == acceptable
     for name in options:
         assert len(admitted(**{option: value for option, value in options.items() if option != name})) == 8
+
+
+def test_a_policy_is_as_good_an_answer_as_its_options() -> None:
+    for answer in (policy, lambda *asked: Policy(**policy(*asked)), lambda *_: Policy()):
+        met = [case.run(answer) == case.expected for case in DECIDING.cases()]
+        assert all(met) == (answer(NONCE, AUTHOR, TCB) != Policy())
 
 
 def test_the_thirteenth_is_genuine_and_admitted() -> None:

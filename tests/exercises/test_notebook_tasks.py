@@ -14,7 +14,9 @@ CHAPTERS = {
     "03_secure_processor.ipynb": "secure_processor",
     "04_host_setup.ipynb": "host_setup",
     "05_guest_launch.ipynb": "guest_launch",
+    "06_inside_the_guest.ipynb": "inside_the_guest",
     "07_attestation.ipynb": "attestation",
+    "08_private_memory.ipynb": "private_memory",
 }
 WORDS = {1: "easy", 2: "middling", 3: "hard"}
 HEAD = re.compile(r"^\*\*(\d)\. (.+?)\*\* \((\d+) minutes, (\w+)(?:; needs (.+?))?\) (.+)", re.MULTILINE)

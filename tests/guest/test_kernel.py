@@ -18,8 +18,9 @@ from snpbook.guest.termination import Terminated
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.host.vmm.configuration import DirectBoot
 from snpbook.spec.ghcb import PageOperation
+from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.uapi_kvm import Exit
-from snpbook.system import Guest
+from snpbook.system import Guest, System, sample_image
 from snpbook.trace import VmExit
 from tests.guest.booted import fresh
 from tests.machines import MIB, PAGE, booted, launched, private_bytes
@@ -84,7 +85,7 @@ def test_lists_are_as_long_as_they_may_be(entries: int, lists: int) -> None:
         await ask(kernel.channel, [range(0x100, 0x358)], PageOperation.SHARED, entries)
 
     guest.run(program)
-    assert sum(event.reason == "VMGEXIT" for event in log.of(VmExit)) == lists
+    assert sum(event.pages for event in log.of(VmExit) if event.reason == "VMGEXIT") == lists
 
 
 @ERAS
@@ -286,6 +287,33 @@ def test_the_same_code_runs_on_every_kind_and_says_what_it_has(kind: str) -> Non
 
     assert guest.run(program) == b"kept"
     assert (guest.vmm.read(0x500000, 4) == b"kept") == (kind == "plain")
+
+
+@pytest.mark.parametrize("kind", list(SAYS))
+def test_it_knows_its_protections_by_sev_status(kind: str) -> None:
+    """Bits 0, 1 and 2 of SEV_STATUS, and nothing else in guests that ask for nothing more."""
+
+    async def program(cpu: GuestCpu) -> Any:
+        found = (await Kernel.attach(cpu, Layout.of(sample_image()))).protections
+        return found.status, [name for name, on in found.rows if on], len(found.rows), found.unknown
+
+    has = {"plain": 0, "sev": 1, "sev-es": 2, "snp": 3}[kind]
+    expected = ["SEV", "SEV_ES", "SNP_ACTIVE"][:has]
+    assert fresh(kind=kind).run(program) == ((1 << has) - 1, expected, 20, 0)
+
+
+@pytest.mark.parametrize("name", ["debug_swap", "restricted_injection"])
+def test_what_an_snp_guest_has_more_shows_there(name: str) -> None:
+    system = System("milan", "tests", installed=1 << 28)
+    system.host.boot("svsm-host", modules={"kvm_amd": "debug_swap=1"})
+    guest = launched(system, memory="12 MiB", **{name: True})
+    guest.boot(knows=SevFeatures.RESTRICTED_INJECTION)
+
+    async def program(cpu: GuestCpu) -> Any:
+        rows = dict((await Kernel.attach(cpu, Layout.of(sample_image()))).protections.rows)
+        return rows["DEBUG_VIRTUALIZATION"], rows["RESTRICTED_INJECTION"]
+
+    assert guest.run(program) == (name == "debug_swap", name == "restricted_injection")
 
 
 # Measured direct boot.

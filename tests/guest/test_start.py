@@ -64,11 +64,12 @@ def test_a_feature_that_it_would_have_to_know() -> None:
     assert request.fields == {"code": 0x8000FFFE, "info1": 2 << 4, "info2": 1 << 10}
 
 
-def test_it_runs_at_vmpl0_only() -> None:
+def test_above_vmpl0_it_needs_an_svsm() -> None:
     guest = bare()
+    guest.put(PLACE.secrets + 0x148, bytes(8))
     for gfn in PRIVATE:
         guest.bench.assign(0x900 + gfn, gfn, vmpl=0x0F0F)
     guest.bench.set_vmsa(vmpl=1)
     with pytest.raises(Terminated):
         guest.go_on(msr=honest)
-    assert guest.ended_with == (1, 3)
+    assert guest.ended_with == (1, 7)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from snpbook.hardware.core import GuestCore
-from snpbook.hardware.core_rmp import WINDOW, adjust_rights, query_rights, validate_pages
+from snpbook.hardware.core_rmp import adjust_rights, query_rights, validate_pages
 from snpbook.hardware.exits import Npf, Shutdown
 from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.rmp_operations import LEAST, Rmpquery
 from snpbook.hardware.snapshot import Snapshot
 from snpbook.trace import Instruction
 from tests.hardware.guests import ASID, PAGE, Bench
@@ -117,7 +118,8 @@ def test_privilege(name: str) -> None:
 
 
 def test_a_long_run_in_windows() -> None:
-    count = WINDOW + 3
+    """Each window is twice as long as what was done before it."""
+    count = 3 * LEAST + 3
     bench = Bench("genoa")
     for gfn in range(count):
         bench.give(gfn, 0x900 + gfn, validated=0)
@@ -127,9 +129,10 @@ def test_a_long_run_in_windows() -> None:
     assert validate(core, 0, 0) == ([], [], None)
     assert bench.counts.pages_validated == count
     assert adjust(core, 0, count) == ([0] * count, None)
-    queries, fault = query_rights(core, 0, count, 1)
-    assert ([len(query.codes) for query in queries], fault) == ([WINDOW, 3], None)
-    assert all((query.permissions == 1).all() for query in queries)
+    query = Rmpquery(0, count, False, 1)
+    assert query.step(core) is None
+    assert [len(outcome.codes) for outcome in query.outcomes] == [LEAST, 2 * LEAST, 3]
+    assert (query.column("permissions") == 1).all()
 
 
 def test_rmpadjust_changes_one_byte_and_at_vmpl0_the_vmsa_bit() -> None:
@@ -179,8 +182,8 @@ def test_each_fault_in_the_middle_of_a_run_leaves_the_rest() -> None:
     for gfn in (0, 1, 3, 5):
         bench.give(gfn, FIRST_PAGE + gfn)
     bench.start(program)
-    for missing in (2, 4):
-        assert bench.run() == Npf(missing * PAGE, NOT_MAPPED)
+    for missing, fault in ((2, Npf(2 * PAGE, NOT_MAPPED, 2, span=3)), (4, Npf(4 * PAGE, NOT_MAPPED))):
+        assert bench.run() == fault
         rights = [entry(bench, gfn).vmpl1 for gfn in range(6)]
         assert rights == [3] * missing + [0] * (6 - missing)
         bench.give(missing, FIRST_PAGE + missing)

@@ -130,3 +130,28 @@ def test_a_large_leaf_over_the_end_of_memory() -> None:
 def test_a_root_out_of_memory() -> None:
     walk = walked(engine({}), SIZE, [0, 1 << 36], AccessKind.READ)
     assert (walk.faults.tolist(), walk.errors.tolist()) == ([True, True], [9, 0])
+
+
+@given(rng=st.randoms(use_true_random=False), kind=st.sampled_from(tuple(KINDS)))
+def test_neighbours_that_walk_together(rng: random.Random, kind: str) -> None:
+    """Runs of pages: the same outcome for each, and the same bits to set, as where each walks by itself."""
+    words, starts = random_tables(rng, 51), [rng.choice((0, 1, 511, 512 * 511, 2**27 - 3)) for _ in range(3)]
+    numbers = np.array([start + i for start in starts for i in range(rng.randrange(1, 6))], np.uint64)
+    memory = engine(words)
+    keys = np.array([0, 0], np.uint16)
+    alone, together = (
+        nested_walk(memory, None, 0, numbers, KINDS[kind], c_bit=51, host_keys=keys, together=flag)
+        for flag in (False, True)
+    )
+    for name in ("pages", "large", "host_c", "faults", "errors"):
+        assert np.array_equal(getattr(alone, name), getattr(together, name)), name
+    assert updates(alone, kind) == updates(together, kind)
+
+
+def updates(walk: NestedWalk, kind: str) -> dict[int, int]:
+    """The bits to set by address, of walks that come through."""
+    found: dict[int, int] = {}
+    for step in walk.steps:
+        for spa, bits in zip(step.addresses.tolist(), step.missing(KINDS[kind].writes_nested).tolist(), strict=True):
+            found[spa] = found.get(spa, 0) | bits
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import pytest
 
 import snpbook
 from snpbook.hardware.guest_cpu import GuestCpu
-from snpbook.host.kvm.backends import BACKENDS
-from snpbook.host.kvm.null_memory import NullMemory
+from snpbook.host.kvm import backends
+from snpbook.host.kvm.backends import BACKENDS, Row
+from snpbook.host.kvm.null_memory import NullBinding, NullMemory
 from snpbook.host.kvm.vm import VmFile
 from snpbook.host.ledger import Ledger
+from snpbook.host.process import Process
 from snpbook.host.recount import recount
 from snpbook.host.refusal import KernelError
-from snpbook.spec.private_memory import Backend
+from snpbook.regimes.workload import workload
+from snpbook.spec.private_memory import Backend, NoSuchCell
+from snpbook.system import System
+from tests.host.regimes import Regime
 from tests.host.selftests.harness import EXIT_HLT, MIB, PAGE, PUNCH_HOLE, Host
 
 ATTRIBUTES_V10, ENABLE_CAP, SET_REGION = 0xC020AED3, 0x4068AEA3, 0x4020AE46
@@ -111,10 +117,58 @@ def test_its_end_gives_everything_back() -> None:
     assert memory.allocated == fresh.system.host.memory.allocated
 
 
-def test_a_back_end_is_named_in_its_own_file_the_registry_and_the_table_of_cells() -> None:
-    """Where the null back end is spoken of: what a fifth one would touch."""
-    root = Path(snpbook.__file__).parent
-    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if "NullMemory" in path.read_text()}
-    assert found == {"host/kvm/null_memory.py", "host/kvm/backends.py"}
-    named = [name for names, _ in BACKENDS.values() for name in names]
+FILES = {
+    "NullMemory": ("null_memory", set()),
+    "NullBinding": ("null_memory", set()),
+    "RestrictedBinding": ("restricted", set()),
+    "GuestMemfd": ("guest_memfd", {"host/kvm/vm.py", "regimes/regime.py"}),
+}
+"""By class: its file, and who else knows it: the ioctl that makes one, the experiment that reports a memory error."""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_back_end_is_named_in_its_own_file_and_the_registry(name: str) -> None:
+    """What a fifth one touches: launch, faults, conversions and the VMM know the protocol alone."""
+    root, (file, others) = Path(snpbook.__file__).parent, FILES[name]
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if re.search(rf"\b{name}\b", path.read_text())}
+    assert found == {f"host/kvm/{file}.py", "host/kvm/backends.py"} | others
+
+
+def test_every_back_end_has_a_row_but_the_one_without_files() -> None:
+    named = [name for row in BACKENDS for name in row.names]
     assert sorted([*named, Backend.REGISTERED]) == sorted(Backend)
+
+
+@pytest.mark.parametrize("kind", ["sev", "sev-es", "snp"])
+def test_no_encrypted_guest_takes_it(kind: str) -> None:
+    """Neither by name nor by its descriptor."""
+    system = System("milan", "null", installed=128 * MIB)
+    system.host.boot("rfc-v7")
+    with pytest.raises(NoSuchCell, match=f"a {kind} guest has no null memory: "):
+        system.create_vm(kind=kind, backend="null", memory="12 MiB")
+    vmm = system.create_vm(kind=kind, memory="12 MiB").vmm
+    fd = vmm.process.install(NullMemory(system.host, MIB))
+    region = struct.pack("<IIQQQQII112x", 9, 4, BASE * 4, MIB, vmm.process.mmap(MIB), 0, fd, 0)
+    with pytest.raises(KernelError, match=f"^EINVAL: a {kind} guest has this kind of private memory"):
+        vmm.process.ioctl(vmm.vm_fd, SET_REGION, bytearray(region))
+
+
+class LateMemory(NullMemory):
+    """A fifth kind of file."""
+
+    device = "late memory"
+
+
+def test_a_fifth_back_end_needs_a_file_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of its own and a row of the registry, and the VMM's guest runs on it through the whole workload."""
+    made: list[LateMemory] = []
+
+    def create(process: Process, vm_fd: int, size: int) -> int:
+        made.append(LateMemory(process.kernel, size))
+        return process.install(made[-1])
+
+    row = Row((Backend.NULL,), LateMemory, create, NullBinding)
+    monkeypatch.setattr(backends, "BACKENDS", (row,))
+    samples = {sample.label: sample.pages for sample in workload(Regime("plain", "null"))}
+    assert len(made) == 2
+    assert samples["ballooned"].private == sum(file.pages.resident for file in made) == 1536 - 153

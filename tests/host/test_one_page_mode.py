@@ -54,7 +54,7 @@ def test_both_modes_come_to_the_same(kind: str, monkeypatch: pytest.MonkeyPatch)
     runs = play(kind)
     sizes: list[int] = []
 
-    def one_page(gpa: int, error: Any, count: int = 1) -> Npf:
+    def one_page(gpa: int, error: Any, count: int = 1, *_: int) -> Npf:
         sizes.append(count)
         return Npf(gpa, error, 1)
 

@@ -1,4 +1,4 @@
-"""A VMM that writes where a guest's page is: silence, SIGBUS, a separate page; and the host's RMP #PF case by case."""
+"""The host's RMP #PF case by case: what the v7 series does for a user's address, and the kernel's own writes."""
 
 from __future__ import annotations
 
@@ -11,43 +11,9 @@ from snpbook.host import page_fault
 from snpbook.host.page_fault import Oops, Served, Sigbus, store_as_kernel
 from snpbook.spec.process import Advice
 from snpbook.system import System
-from tests.host.regimes import FIRST, MIB, PAGE, Regime
+from tests.host.regimes import MIB, PAGE
 
 TEXT = b"what the guest wrote"
-
-
-def written(kind: str, backend: str) -> Regime:
-    regime = Regime(kind, backend)
-    regime.guest.launch()
-    page = range(FIRST, FIRST + 1)
-    regime.convert(page, private=True)
-    regime.touch(page, TEXT)
-    return regime
-
-
-@pytest.mark.parametrize("kind", ["sev", "sev-es"])
-def test_on_registered_memory_of_sev_it_corrupts_in_silence(kind: str) -> None:
-    regime = written(kind, "registered")
-    regime.guest.vmm.write(FIRST * PAGE, b"oops")
-    assert regime.read(FIRST, len(TEXT)) != TEXT
-
-
-def test_on_registered_memory_of_snp_it_is_sigbus() -> None:
-    regime = written("snp", "registered")
-    with pytest.raises(Sigbus, match="SIGBUS"):
-        regime.guest.vmm.write(FIRST * PAGE, b"oops")
-    assert regime.read(FIRST, len(TEXT)) == TEXT
-
-
-@pytest.mark.parametrize(("kind", "backend"), [("sev", "lazy"), ("snp", "restricted"), ("snp", "guest_memfd")])
-def test_with_private_files_it_goes_to_a_separate_page(kind: str, backend: str) -> None:
-    regime = written(kind, backend)
-    regime.guest.vmm.write(FIRST * PAGE, b"oops")
-    assert regime.read(FIRST, len(TEXT)) == TEXT
-    assert regime.guest.vmm.read(FIRST * PAGE, 4) == b"oops"
-
-
-# The handler of the series.
 
 
 class User:

@@ -12,7 +12,7 @@ from snpbook.host.page_moves import compact, fragment, mergeable, migrate, swap_
 from snpbook.host.refusal import KernelError
 from snpbook.spec.process import Advice
 from snpbook.system import System
-from tests.host.regimes import FIRST, MIB, PAGE, Regime, frames_of
+from tests.host.regimes import FIRST, MIB, PAGE
 
 UNREGISTER = 0x8010AEBC
 TEXT = b"what the guest wrote"
@@ -63,61 +63,21 @@ def test_an_unpinned_page_that_moves(kind: str, kept: bool, move: str) -> None:
     space, memory = host.vmm.process.space, host.kernel.memory
     old = int(space.frames(host.page)[0])
     if move == "migrate":
-        assert migrate(space, host.page).all()
+        assert migrate(space.files(host.page)).all()
     else:
-        assert swap_out(space, host.page).all()
+        assert swap_out(space.files(host.page)).all()
         memory.claim(range(old, old + 1))  # somebody else has it meanwhile
     assert (host.read() == TEXT) == kept
     assert int(space.frames(host.page)[0]) != old
 
 
-@pytest.mark.parametrize("kind", ["sev", "sev-es"])
-def test_a_registered_page_stays(kind: str) -> None:
-    host = Plain(kind)
-    host.write()
-    space, out = host.vmm.process.space, host.kernel.memory.allocated
-    assert not migrate(space, host.page).any()
-    assert not swap_out(space, host.page).any()
-    assert host.read() == TEXT
-    assert host.kernel.memory.allocated == out
-
-
-def test_a_registered_page_of_an_snp_guest_stays() -> None:
-    regime = Regime("snp", "registered")
-    regime.guest.launch()
-    page = range(FIRST, FIRST + 1)
-    regime.convert(page, private=True)
-    regime.touch(page, TEXT)
-    before = frames_of(regime, page)
-    user = regime.guest.vmm.user(FIRST * PAGE) // PAGE
-    assert not migrate(regime.guest.vmm.process.space, range(user, user + 1)).any()
-    assert np.array_equal(frames_of(regime, page), before)
-
-
-@pytest.mark.parametrize(("kind", "backend"), [("sev", "lazy"), ("snp", "restricted"), ("snp", "guest_memfd")])
-def test_private_files_are_unmovable(kind: str, backend: str) -> None:
-    regime = Regime(kind, backend)
-    regime.guest.launch()
-    gfns = range(FIRST, FIRST + 64)
-    regime.convert(gfns, private=True)
-    regime.touch(gfns, TEXT)
-    slot = regime.vm.slots.of(FIRST)
-    file = slot.private.pages
-    before = file.peek(slot.offsets(gfns)).copy()
-    assert not file.move(slot.offsets(gfns)).any()
-    compact(regime.host.memory, [file])
-    assert np.array_equal(file.peek(slot.offsets(gfns)), before)
-    assert regime.read(FIRST, len(TEXT)) == TEXT
-
-
-@pytest.mark.parametrize(("kind", "saved"), [("plain", 63), ("sev", 0)])
-def test_ksm_finds_no_equal_pages_in_an_encrypted_guest(kind: str, saved: int) -> None:
-    host = Plain(kind)
-    if kind == "sev":
-        host.unregister()
-    host.write(64)
-    pages = range(host.page.start, host.page.start + 64)
-    assert mergeable(host.vmm.process.space, pages) == saved
+def test_ksm_looks_at_pages_that_nobody_pins() -> None:
+    host = Plain("plain")
+    host.write(8)
+    files = host.vmm.process.space.files(range(host.page.start, host.page.start + 8))
+    assert mergeable(files) == 7
+    host.kernel.memory.pin(np.concatenate([file.peek(offsets) for file, offsets in files])[:3])
+    assert mergeable(files) == 4
 
 
 # The allocator.

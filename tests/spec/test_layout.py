@@ -138,6 +138,8 @@ def test_records_are_read_only_values(layout: Layout) -> None:
     name, field = next(iter(layout.fields.items()))
     with pytest.raises(AttributeError, match="read-only"):
         setattr(record, name, 0)
+    with pytest.raises(AttributeError, match="read-only"):
+        delattr(record, name)
     with pytest.raises(AttributeError, match="has no field 'nothing'"):
         _ = record.nothing
     changed = record.replace(**{name: value_of(field, random.Random("other"))})

@@ -3,7 +3,21 @@ import pytest
 
 from snpbook.spec.rmp import RmpCode
 from snpbook.spec.status import FirmwareRefusal, Status
-from snpbook.trace import Event, FirmwareCommand, Instruction, Ioctl, Message, VmExit
+from snpbook.system import System
+from snpbook.trace import (
+    CachesWrittenBack,
+    Event,
+    FirmwareCommand,
+    Instruction,
+    Ioctl,
+    Message,
+    NestedMapping,
+    PagesCopied,
+    PagesMoved,
+    PagesPinned,
+    SystemCall,
+    VmExit,
+)
 from snpbook.views.log import STEPS, log, rows, steps
 from tests.views.reading import read
 
@@ -66,6 +80,36 @@ def test_steps_carry_their_own_answers() -> None:
 def test_scattered_pages_are_told_by_ends_and_number() -> None:
     event = FirmwareCommand(name="SNP_PAGE_RECLAIM", status=0, pages=np.array([5, 9, 300]))
     assert rows([event])[0].detail == "pfn 0x5..0x12c, 3 pages"
+
+
+@pytest.mark.parametrize(("event", "words"), [
+    (SystemCall(name="fallocate", errno=22, arguments={"fd": 7}), "VMM kernel fallocate fd 7 ✗ errno 22"),
+    (
+        PagesMoved(file="memfd", offsets=range(0x10, 0x14), resident=np.array([True, False, True, True])),
+        f"kernel memory pages {TIMES} 4 memfd: 3 of page 0x10..0x13 have memory",
+    ),
+    (PagesPinned(owner=None, frames=np.arange(5, 9), pinned=True), f"kernel memory pin {TIMES} 4 pfn 0x5..0x8"),
+    (PagesPinned(owner=None, frames=np.arange(5, 6), pinned=False), "kernel memory unpin pfn 0x5"),
+    (PagesCopied(pages=16), f"KVM memory copy {TIMES} 16 from the shared to the private side"),
+    (CachesWrittenBack(cores=8), "kernel caches WBINVD 8 cores"),
+    (NestedMapping(root=1, gfns=range(2, 3), mapped=False), "KVM nested tables unmap gfn 0x2"),
+    (NestedMapping(root=1, gfns=range(2, 4), mapped=True), f"KVM nested tables map {TIMES} 2 gfn 0x2..0x3"),
+])  # fmt: skip
+def test_events_of_memory_have_words(event: Event, words: str) -> None:
+    assert " ".join(log([event]).text.splitlines()[3].split()[1:]) == words
+
+
+def test_every_event_of_a_guests_life_has_words() -> None:
+    """From the boot of the host to the end of a registered and of an SNP guest."""
+    for kind, era in (("sev", "mainline"), ("snp", "rfc-v7")):
+        system = System("milan", "log", installed=64 << 20)
+        recorder = system.record()
+        system.host.boot(era)
+        guest = system.create_vm(kind=kind, memory="10 MiB")
+        guest.launch()
+        guest.vmm.close()
+        assert {type(event) for event in recorder.events} >= {Ioctl, SystemCall, PagesMoved, FirmwareCommand}
+        assert len(rows(recorder.events)) == len(recorder)
 
 
 def test_an_unknown_event_is_refused() -> None:

@@ -1,13 +1,17 @@
 """The verifier's desk: each switch is caught by its step, several by the first, and a reader's own files are judged."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from snpbook.evidence.maker import Maker, Recipe
+from snpbook.spec import guid
 from snpbook.views.report_map import report_map
 from snpbook.views.verifier_steps import STEPS, step_of
 from snpbook.widgets.attestation_desk import TAMPERS, AttestationDesk
+from tests.attest.test_evidence import table
 from tests.attest.vectors import VECTORS
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -22,7 +26,7 @@ CAUGHT = {
 
 @pytest.fixture
 def desk() -> AttestationDesk:
-    return AttestationDesk(NOW)
+    return AttestationDesk(NOW, lambda: NOW)
 
 
 def lights(text: str) -> dict[str, str]:
@@ -75,8 +79,32 @@ def test_a_readers_own_report(desk: AttestationDesk) -> None:
     desk._uploaded(None)
     assert desk.roots.value == "amd"
     assert desk.describe().endswith("accepted")
+    assert all(control.disabled for control in desk.switches.values())
     desk.load({})
+    assert not any(control.disabled for control in desk.switches.values())
     assert (desk.roots.value, desk.describe().splitlines()[-1]) == ("toy", "Verdict: accepted")
+
+
+def test_a_readers_own_report_is_judged_today_with_its_table_and_list() -> None:
+    maker = Maker(Recipe(NOW, "genoa"))
+    vcek, *above = maker.kit().certificates.values()
+    report = maker.report() + table([(guid.CERT_VCEK, vcek)])
+    files = {"report": report, "above": b"".join(above), "list": maker.crl(maker.ca.ask.facts.serial)}
+    for today, without, verdict in (
+        (NOW, "list", "accepted"),
+        (NOW, "", "chain.revocation.serial"),
+        (NOW + timedelta(days=4000), "list", "chain.vek.dates"),
+    ):
+        desk = AttestationDesk(NOW, partial(datetime.fromtimestamp, today.timestamp(), UTC))
+        desk.load({name: data for name, data in files.items() if name != without}, "toy")
+        assert desk.describe().endswith(verdict)
+
+
+def test_files_that_cannot_be_judged_are_told(desk: AttestationDesk) -> None:
+    certificate = memoryview(desk.kit.certificates["vcek.der"])
+    desk.files = SimpleNamespace(value=({"name": "vcek", "content": certificate},))
+    desk._uploaded(None)
+    assert "0 of these files may be a report" in desk.describe().splitlines()[-1]
 
 
 def test_files_without_a_report_are_named(desk: AttestationDesk) -> None:

@@ -8,7 +8,7 @@ KVM does not look: a bad one makes the vCPU's VMRUN fail. Sources: GHCB specific
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from snpbook.host.kvm.exchange import Exchange
@@ -42,6 +42,7 @@ class Parked:
     vmsa: int | None = None
     ghcb_msr: int = 0
     ghcb_registered: int = -1
+    doorbell: int | None = None
 
 
 def create(exchange: Exchange) -> bool:
@@ -72,21 +73,25 @@ def create(exchange: Exchange) -> bool:
     return False
 
 
+def request(exchange: Exchange) -> int:
+    """Which request it is: the lower half of SW_EXITINFO1 or, where the era takes a VMPL there, the part without it."""
+    limit = AP_CREATION.fields["request"].limit if exchange.vcpu.vm.kernel.era.ap_creation_vmpl else (1 << 32) - 1
+    return exchange.info_1 & limit
+
+
 def _checked(exchange: Exchange, info: Record, target: Vcpu) -> Queued:
     """What is to be queued; EINVAL for a request that is refused."""
     vcpu, gpa = exchange.vcpu, exchange.info_2
     sev, era = vcpu.vm.sev, vcpu.vm.kernel.era
     assert sev is not None
-    request = exchange.info_1 & AP_CREATION.fields["request"].limit
-    if not era.ap_creation_vmpl:
-        request = exchange.info_1 & (1 << 32) - 1
-    else:
+    wanted = request(exchange)
+    if era.ap_creation_vmpl:
         check(info.vmpl < _VMPLS, errno.EINVAL, "a VMPL", f"below {_VMPLS}", info.vmpl)
         other = info.vmpl != 0 or (target is not vcpu and vcpu.vmpl == 0)
         check(other, errno.EINVAL, "VMPL0 is replaced by another vCPU at VMPL0", "such a caller", f"VMPL{vcpu.vmpl}")
-    known = request in ApCreation._value2member_map_
-    check(known, errno.EINVAL, "a request of AP creation", "0 to 2", request)
-    if request == ApCreation.DESTROY:
+    known = wanted in ApCreation._value2member_map_
+    check(known, errno.EINVAL, "a request of AP creation", "0 to 2", wanted)
+    if wanted == ApCreation.DESTROY:
         return Queued(None)
     changed = SevFeatures(vcpu.state.rax ^ sev.vmsa_features) & INJECTION_MODES
     # A VMPL of its own may have another way of injection (unconfirmed).
@@ -96,7 +101,7 @@ def _checked(exchange: Exchange, info: Record, target: Vcpu) -> Queued:
     good = gpa % PAGE_SIZE == 0 and gpa < limit
     check(good, errno.EINVAL, "the save area is a page", f"a page below {limit:#x}", hex(gpa))
     check(gpa % LARGE_PAGE_SIZE != 0, errno.EINVAL, "the save area begins at no 2 MB boundary (erratum)", "", hex(gpa))
-    return Queued(gpa, on_init=request == ApCreation.ON_INIT)
+    return Queued(gpa, on_init=wanted == ApCreation.ON_INIT)
 
 
 def update_vmsa(vcpu: Vcpu) -> None:
@@ -120,7 +125,7 @@ def _take(vcpu: Vcpu, vmpl: int, wanted: Queued) -> None:
     vmsa = None if wanted.gpa is None else _address(vcpu, wanted.gpa)
     if vmpl != vcpu.vmpl:
         parked = vcpu.parked.get(vmpl, Parked())
-        vcpu.parked[vmpl] = Parked(vmsa, parked.ghcb_msr, parked.ghcb_registered)
+        vcpu.parked[vmpl] = replace(parked, vmsa=vmsa)
         if vmsa is not None:
             switch(vcpu, vmpl)
         return
@@ -142,10 +147,11 @@ def _address(vcpu: Vcpu, gpa: int) -> int | None:
 
 
 def switch(vcpu: Vcpu, vmpl: int) -> None:
-    """Run at another VMPL: its save area, its GHCB MSR, its registered GHCB."""
-    vcpu.parked[vcpu.vmpl] = Parked(vcpu.vmsa, vcpu.control().ghcb_gpa, vcpu.ghcb_registered)
+    """Run at another VMPL: its save area, its GHCB MSR, its registered GHCB, its doorbell page."""
+    vcpu.parked[vcpu.vmpl] = Parked(vcpu.vmsa, vcpu.control().ghcb_gpa, vcpu.ghcb_registered, vcpu.doorbell)
     fresh = vcpu.parked.pop(vmpl, Parked())
     vcpu.vmpl, vcpu.vmsa, vcpu.ghcb_registered = vmpl, fresh.vmsa, fresh.ghcb_registered
+    vcpu.doorbell = fresh.doorbell
     vcpu.set_control("vmsa_pa", _NO_VMSA if fresh.vmsa is None else fresh.vmsa)
     vcpu.set_control("ghcb_gpa", fresh.ghcb_msr)
     vcpu.mp_state = MpState.HALTED if fresh.vmsa is None else MpState.RUNNABLE

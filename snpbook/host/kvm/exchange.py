@@ -10,6 +10,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from snpbook.hardware.dram import Bytes, Words
+from snpbook.host import psc_lists
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import is_assigned
 from snpbook.spec import ghcb as spec
@@ -33,6 +37,8 @@ class Exchange:
     def __init__(self, vcpu: Vcpu, gpa: int, page: Record) -> None:
         self.vcpu, self.gpa, self.page = vcpu, gpa, page
         self._valid: tuple[str, ...] = ()
+        self._earlier: list[Bytes] = []
+        """What was in the shared buffer when lists of page state changes before the one that is now there were done."""
 
     def __repr__(self) -> str:
         return f"Exchange({self.gpa:#x}, event {self.event:#x})"
@@ -101,6 +107,8 @@ class Exchange:
 
     def close(self) -> None:
         """The guest goes on: its registers into the page."""
+        if self._earlier:
+            self.vcpu.answered(np.concatenate(self._earlier))
         self._mark(*_RETURNED)
         self._put(**{name: getattr(self.vcpu.state, name) for name in _RETURNED})
 
@@ -128,6 +136,16 @@ class Exchange:
         """How many bytes a scratch area at `area` has: up to the end of the shared buffer (outside of it: MODEL)."""
         end = self.gpa + spec.SHARED_BUFFER_OFFSET + spec.SHARED_BUFFER_SIZE
         return end - area if area & -PAGE_SIZE == self.gpa else spec.SHARED_BUFFER_SIZE
+
+    def following(self, area: int) -> Words:
+        """Lists of page state changes that come into a scratch area behind the one that is there."""
+        buffers = self.vcpu.executor.following[sum(map(len, self._earlier)) :]
+        return psc_lists.following(buffers if area == self.gpa + spec.SHARED_BUFFER_OFFSET else buffers[:0])
+
+    def move_on(self, area: int, count: int) -> None:
+        """The list in the scratch area is done, and so are `count` entries of those that follow: the last comes in."""
+        buffers, now = self.following(area).view(np.uint8), self.vcpu.vm.read(area, spec.SHARED_BUFFER_SIZE)
+        self.vcpu.vm.write(area, psc_lists.move_on(now, buffers, count, self._earlier.append))
 
     def _mark(self, *names: str) -> None:
         self._valid = (*self._valid, *names)

@@ -35,8 +35,8 @@ Left = bool
 
 def handle(vcpu: Vcpu, fault: Npf) -> Steps[Left]:
     """Serve a fault of the guest; KernelError EFAULT or EHWPOISON where the era tells the VMM so."""
-    vm, first = vcpu.vm, fault.gpa >> PAGE_SHIFT
-    gfns = range(first, first + fault.count)
+    vm, gfns = vcpu.vm, fault.gfns
+    first = gfns.start
     if vm.in_place and fault.error & FaultError.RMP:
         yield from registered.serve_rmp_fault(vm, first, fault.error)
         return False
@@ -61,7 +61,7 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
     attribute = vm.is_private(gfns) == (private and not vm.in_place)
     if not attribute[0]:
         return _memory_fault(vcpu, gfns.start, private)
-    gfns = gfns[: prefix(attribute)]
+    gfns = gfns[: prefix(attribute) if gfns.step == 1 or (private and not vm.in_place) else 1]
     yield Step("fault: slot")
     slot = vm.slots.of(gfns.start)
     if slot is None:
@@ -78,7 +78,9 @@ def serve(vcpu: Vcpu, gfns: range, private: bool, *, write: bool) -> Steps[Left]
     yield Step("fault: map")
     if vm.mmu.sequence == sequence and not vm.mmu.busy(gfns):
         side = private or vm.in_place
-        vm.mmu.tables.map(gfns.start, frames, _large(vm, slot, gfns[: len(frames)], frames) if side else None)
+        gfns = gfns[: len(frames)]
+        large = _large(vm, slot, gfns, frames) if side else None
+        vm.mmu.tables.map(gfns.start, frames, large, step=gfns.step)
     return False
 
 
@@ -93,6 +95,7 @@ def _frames(vcpu: Vcpu, slot: Memslot, gfns: range, private: bool) -> Words | No
         return slot.private.frames(slot, gfns)
     except KernelError as error:
         if not vcpu.vm.kernel.era.private_fault_errors:
+            vcpu.unserved = error
             return None
         _tell(vcpu, gfns.start, private)
         raise KernelError(error.errno or errno.EFAULT, error.rule, error.expected, error.found, error.cite) from error

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from snpbook.host.kvm import ap_creation, ghcb_io, ghcb_msr, guest_requests, instructions, psc, svsm
+from snpbook.host.kvm import ap_creation, ghcb_io, ghcb_msr, guest_requests, instructions, interrupts, psc, svsm
 from snpbook.host.kvm.exchange import Exchange
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.steps import Steps
@@ -25,7 +25,6 @@ from snpbook.spec.uapi_kvm import MpState
 if TYPE_CHECKING:
     from snpbook.host.kvm.vcpu import Vcpu
 
-_LOW = (1 << 32) - 1
 _SIZE_BITS = 7
 
 
@@ -62,13 +61,14 @@ def handle(vcpu: Vcpu) -> Steps[bool]:
 
 
 def prepare_entry(vcpu: Vcpu) -> None:
-    """Before a vCPU is entered: the answer to its last request, what waits for its start, and the save area to use."""
+    """Before a vCPU is entered: the answer to its last request, its start, the save area to use, and interrupts."""
     if vcpu.mp_state is MpState.SIPI_RECEIVED:
         _started(vcpu)
     if vcpu.exchange is not None and vcpu.mp_state is MpState.RUNNABLE:
         exchange, vcpu.exchange = vcpu.exchange, None
         exchange.close()
     ap_creation.update_vmsa(vcpu)
+    interrupts.present(vcpu)
 
 
 def _started(vcpu: Vcpu) -> None:
@@ -116,7 +116,7 @@ def _more_inputs(exchange: Exchange, event: Nae) -> tuple[str, ...]:
         case Nae.PAGE_STATE_CHANGE if era.snp_requests_guarded:
             return ("sw_scratch",)
         case Nae.AP_CREATION:
-            destroys = exchange.info_1 & _LOW == ApCreation.DESTROY and not era.ap_destroy_needs_rax
+            destroys = ap_creation.request(exchange) == ApCreation.DESTROY and not era.ap_destroy_needs_rax
             return () if destroys else ("rax",)
     return ()
 

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from snpbook.hardware.dram import Words
+from snpbook.hardware.dram import Words, as_slice, page_numbers
 from snpbook.hardware.host_instructions import NewState
 from snpbook.host.files import File, Stat
-from snpbook.host.kvm.memslots import Memslot
+from snpbook.host.kvm.memslots import Memslot, prefix
 from snpbook.host.memory import Flags, RestrictedFile, runs
 from snpbook.host.memory_files import PUNCH
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, rmpupdate
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.process import FallocateMode
-from snpbook.spec.uapi_kvm import EHWPOISON
+from snpbook.spec.uapi_kvm import EHWPOISON, Ioctl
+from snpbook.spec.uapi_kvm_structs import CREATE_GUEST_MEMFD
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.vm import Vm
+    from snpbook.host.process import Process
 
 
 class GuestMemfd(File):
@@ -116,13 +118,38 @@ class GuestMemfd(File):
         """
         check(self.bound(slot), errno.EFAULT, "the slot's file is open", "guest_memfd", "closed")
         offsets = slot.offsets(gfns)
-        healthy = ~self.poisoned[offsets.start : offsets.stop]
+        healthy = ~self.poisoned[as_slice(offsets)]
         check(bool(healthy[0]), EHWPOISON, "the page is healthy", "no memory error", hex(gfns.start))
         count = len(healthy) if healthy.all() else int(np.argmin(healthy))
         frames = self.pages.get_prefix(offsets[:count])
         check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
         self.prepare(slot, gfns[: len(frames)], frames)
         return frames
+
+    def to_fill(self, slot: Memslot, gfns: range) -> tuple[Words, KernelError | None]:
+        """Pages that are private, healthy and filled by nobody yet. The page that fails gets memory, too."""
+        if not self.bound(slot):
+            return np.zeros(0, np.uint64), KernelError(errno.EFAULT, "the slot's file is open", "guest_memfd", "closed")
+        offsets = slot.offsets(gfns)
+        poisoned, prepared = self.poisoned[as_slice(offsets)], self.prepared[as_slice(offsets)]
+        good = prefix(~poisoned & ~prepared & self.vm.is_private(gfns))
+        frames = self.pages.get_prefix(offsets[: good + 1])
+        if len(frames) < good or (len(frames) == good < len(gfns)):
+            return frames, KernelError(errno.ENOMEM, "free host memory", "a page", 0)
+        if good == len(gfns):
+            return frames, None
+        where = hex(gfns[good])
+        if poisoned[good]:
+            why = KernelError(EHWPOISON, "the page is healthy", "no memory error", where)
+        elif prepared[good]:
+            why = KernelError(errno.EEXIST, "the page is filled once", "not prepared", where)
+        else:
+            why = KernelError(errno.EINVAL, "the page is private", "KVM_SET_MEMORY_ATTRIBUTES", where)
+        return frames[:good], why
+
+    def filled(self, slot: Memslot, gfns: range) -> None:
+        """Prepared: a fault finds them as they are."""
+        self.prepared[as_slice(slot.offsets(gfns))] = True
 
     def is_huge(self, slot: Memslot, gfns: range) -> Flags:
         """None: one page is 4 KiB."""
@@ -134,10 +161,10 @@ class GuestMemfd(File):
     def prepare(self, slot: Memslot, gfns: range, frames: Words) -> None:
         """Zero what is not up to date and give it to the guest; EINVAL where RMPUPDATE refuses, the page unprepared."""
         offsets = slot.offsets(gfns)
-        fresh = ~self.prepared[offsets.start : offsets.stop]
+        fresh = ~self.prepared[as_slice(offsets)]
         if not fresh.any():
             return
-        mine, names = frames[fresh], np.arange(gfns.start, gfns.stop, dtype=np.uint64)[fresh]
+        mine, names = frames[fresh], page_numbers(gfns)[fresh]
         cpu = self.vm.kernel.cpu
         if self.vm.snp:
             ours = ~is_assigned(cpu, mine)
@@ -150,7 +177,7 @@ class GuestMemfd(File):
             except KernelError as error:
                 rule = "the page becomes the guest's"
                 raise KernelError(errno.EINVAL, rule, error.expected, error.found, error.cite) from error
-        self.prepared[offsets.start : offsets.stop] = True
+        self.prepared[as_slice(offsets)] = True
 
     def punch(self, offsets: range) -> None:
         """Unmap a run from the guest and free its pages. The attribute stays: the next fault gets a new page."""
@@ -161,7 +188,12 @@ class GuestMemfd(File):
         self._free(offsets)
 
     def fail(self, offsets: range) -> None:
-        """A memory error: the pages are unmapped, and using them again is EHWPOISON."""
+        """A memory error: the pages are unmapped, and using them again is EHWPOISON. Their frames are never used again.
+
+        A punch makes room for others.
+        """
+        frames = self.pages.peek(offsets)
+        self.vm.kernel.memory.pin(frames[frames != 0])
         self.poisoned[offsets.start : offsets.stop] = True
         for slot in self._slots:
             gfns = slot.gfns_at(offsets)
@@ -170,11 +202,17 @@ class GuestMemfd(File):
 
     def _free(self, offsets: range) -> None:
         self.prepared[offsets.start : offsets.stop] = False
+        self.poisoned[offsets.start : offsets.stop] = False
         self.pages.punch(offsets)
 
 
 def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
+
+
+def create(process: Process, vm_fd: int, size: int) -> int:
+    """A descriptor of a new file: KVM_CREATE_GUEST_MEMFD."""
+    return int(process.ioctl(vm_fd, Ioctl.CREATE_GUEST_MEMFD, bytearray(CREATE_GUEST_MEMFD.pack(size=size))))
 
 
 def own(vm: Vm, file: GuestMemfd) -> GuestMemfd:

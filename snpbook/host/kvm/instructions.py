@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from snpbook.host.kvm import guest_cpuid
+from snpbook.host.kvm import guest_cpuid, interrupts
 from snpbook.host.steps import Step, Steps
 from snpbook.spec import uapi_kvm as uapi
 from snpbook.spec.ghcb import IOIO
+from snpbook.spec.injection import EOI_MSR
 from snpbook.spec.msr import SAVED_REGISTERS, SEGMENT_BASES
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.uapi_kvm import Exit, InternalError, IoDirection, VmType
@@ -116,6 +117,9 @@ def _read_msr(vcpu: Vcpu) -> bool:
 def _write_msr(vcpu: Vcpu) -> bool:
     state = vcpu.state
     msr, value = state.rcx & _LOW, (state.rdx & _LOW) << 32 | state.rax & _LOW
+    if msr == EOI_MSR and vcpu.doorbell is not None:
+        interrupts.end(vcpu)
+        return True
     if msr not in _KEPT or _is_guests(vcpu):
         return _ignored(vcpu, msr)
     held = getattr(state, _KEPT[msr])

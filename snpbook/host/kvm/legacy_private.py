@@ -10,9 +10,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from snpbook.host.kvm.memslots import Memslot
-from snpbook.host.kvm.restricted import RestrictedBinding
 from snpbook.host.memory import runs
-from snpbook.host.refusal import check
+from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages
 from snpbook.host.steps import Step, Steps
 from snpbook.spec.commands import Command
@@ -42,8 +41,8 @@ def update_private(vm: Vm, call: SevCall, wanted: Record) -> Steps[None]:
 
 def _update_slot(vm: Vm, call: SevCall, slot: Memslot, gfns: range) -> Steps[None]:
     private, guest, cpu = slot.private, vm.sev, vm.kernel.cpu
-    check(isinstance(private, RestrictedBinding), errno.EINVAL, "the slot is private", "a restricted file", slot.number)
-    assert isinstance(private, RestrictedBinding)
+    if private is None:
+        raise KernelError(errno.EINVAL, "the slot is private", "a restricted file", slot.number)
     assert guest is not None
     done, most = 0, vm.kernel.step_pages or len(gfns)
     while done < len(gfns):

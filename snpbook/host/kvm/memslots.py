@@ -17,7 +17,7 @@ from snpbook.hardware.dram import Words
 from snpbook.host.address_space import AddressSpace
 from snpbook.host.memory import Flags, PageFile
 from snpbook.host.npt import GFN_LIMIT
-from snpbook.host.refusal import check
+from snpbook.host.refusal import KernelError, check
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.uapi_kvm import NR_MEMSLOTS, MemFlag
@@ -42,6 +42,12 @@ class PrivateMemory(Protocol):
     def frames(self, slot: Memslot, gfns: range) -> Words:
         """The frames of private pages, which get memory now, ready for the guest: a prefix, of one page at least."""
 
+    def to_fill(self, slot: Memslot, gfns: range) -> tuple[Words, KernelError | None]:
+        """The frames of pages that a launch fills, unprepared: a prefix, and what is wrong with the page behind it."""
+
+    def filled(self, slot: Memslot, gfns: range) -> None:
+        """A launch has filled these pages and given them to the guest."""
+
     def is_huge(self, slot: Memslot, gfns: range) -> Flags:
         """Which pages lie in a huge page of the host, so that a leaf of the nested tables may have 2 MB."""
 
@@ -63,13 +69,13 @@ class Memslot:
 
     def user_pages(self, gfns: range) -> range:
         """The user pages of a run of guest pages."""
-        start = gfns.start - self.gfns.start + self.user
-        return range(start, start + len(gfns))
+        shift = self.user - self.gfns.start
+        return range(gfns.start + shift, gfns.stop + shift, gfns.step)
 
     def offsets(self, gfns: range) -> range:
         """The private file's page offsets of a run of guest pages."""
-        start = gfns.start - self.gfns.start + self.private_offset
-        return range(start, start + len(gfns))
+        shift = self.private_offset - self.gfns.start
+        return range(gfns.start + shift, gfns.stop + shift, gfns.step)
 
     def gfns_at(self, offsets: range) -> range:
         """The guest pages of a run of the private file's offsets, clipped to the slot."""
@@ -83,7 +89,8 @@ class Memslot:
 
     def part(self, gfns: range) -> range:
         """What of a run of guest pages lies in the slot."""
-        return range(max(gfns.start, self.gfns.start), min(gfns.stop, self.gfns.stop))
+        before, inside = (max(-(-(end - gfns.start) // gfns.step), 0) for end in (self.gfns.start, self.gfns.stop))
+        return gfns[before:inside]
 
     def shared_frames(self, space: AddressSpace, gfns: range) -> Words:
         """The frames of shared pages, which get memory now."""

@@ -15,11 +15,12 @@ from snpbook.hardware.dram import Pages, Words
 from snpbook.host.kvm.memslots import Memslot
 from snpbook.host.memory import Flags, PageFile
 from snpbook.host.memory_files import FileOfPages
-from snpbook.host.refusal import check
+from snpbook.host.refusal import KernelError, check
 
 if TYPE_CHECKING:
     from snpbook.host.kernel import Kernel
     from snpbook.host.kvm.vm import Vm
+    from snpbook.host.process import Process
 
 
 class _ZeroedPages(PageFile):
@@ -45,6 +46,11 @@ class NullMemory(FileOfPages):
         for binding in self.bindings:
             binding.unmap(offsets)
         super().punch(offsets)
+
+
+def create(process: Process, vm_fd: int, size: int) -> int:
+    """A descriptor of a new one. No kernel has a call for that (MODEL)."""
+    return process.install(NullMemory(process.kernel, size))
 
 
 class NullBinding:
@@ -79,6 +85,16 @@ class NullBinding:
         frames = self.file.pages.get_prefix(slot.offsets(gfns))
         check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
         return frames
+
+    def to_fill(self, slot: Memslot, gfns: range) -> tuple[Words, KernelError | None]:
+        """Any pages of the file."""
+        try:
+            return self.frames(slot, gfns), None
+        except KernelError as error:
+            return np.zeros(0, np.uint64), error
+
+    def filled(self, slot: Memslot, gfns: range) -> None:
+        """Nothing."""
 
     def is_huge(self, slot: Memslot, gfns: range) -> Flags:
         return np.zeros(len(gfns), bool)

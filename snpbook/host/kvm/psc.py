@@ -12,26 +12,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from snpbook.host import psc_lists
 from snpbook.host.kvm import registered
 from snpbook.host.kvm.exchange import Exchange
 from snpbook.host.kvm.instructions import asks_userspace, hypercall_exit
+from snpbook.host.psc_lists import Columns
 from snpbook.host.refusal import KernelError
 from snpbook.host.steps import Step, Steps
 from snpbook.spec import ghcb as spec
 from snpbook.spec.ghcb import PSC_ENTRY, PSC_HEADER, MsrCode, PageOperation
 from snpbook.spec.layout import Record
-from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
+from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.uapi_kvm import Exit, MapGpaRange
 from snpbook.spec.uapi_kvm_structs import EXIT_HYPERCALL, EXIT_VMGEXIT
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.vcpu import Vcpu
 
-Columns = dict[str, NDArray[np.uint64]]
 _SERVED = (PageOperation.PRIVATE, PageOperation.SHARED)
-_CUR_PAGE = np.uint64(PSC_ENTRY.fields["cur_page"].limit)
 
 
 def change(exchange: Exchange) -> bool:
@@ -70,21 +69,32 @@ def _next_range(exchange: Exchange, area: int) -> bool:
         if not count:
             exchange.answer(info_2=error)
             return False
-        done = range(header.cur_entry + first, header.cur_entry + first + count)
+        own, more = range(header.cur_entry + first, header.cur_entry + first + count), 0
         if entries["operation"][first] in _SERVED:
-            run = {name: column[first : first + count] for name, column in entries.items()}
+            if own.stop == header.end_entry + 1:
+                entries, more = _with_following(exchange, area, entries, first, count)
+            run = {name: column[first : first + count + more] for name, column in entries.items()}
             if not vcpu.vm.in_place:
-                _ask(exchange, area, done, run)
+                _ask(exchange, area, own, more, run)
                 return True
             if not _serve_in_place(vcpu, run):
                 exchange.answer(info_2=spec.PSC_FAILURE)
                 return False
-        _complete(exchange, area, done)
+        _complete(exchange, area, own, more)
+
+
+def _with_following(exchange: Exchange, area: int, entries: Columns, first: int, count: int) -> tuple[Columns, int]:
+    """The same entries with those of the lists that follow, and how many of these go on with the run."""
+    lists = exchange.following(area)
+    if not len(lists):
+        return entries, 0
+    both = {name: np.concatenate([entries[name], column]) for name, column in psc_lists.entries(lists).items()}
+    return both, _first_range(both)[1] - count
 
 
 def _first_range(entries: Columns) -> tuple[int, int, int]:
     """The first entry that is not done, how many from it on make one run, and the error that stands there instead."""
-    sizes = _sizes(entries)
+    sizes = psc_lists.sizes(entries)
     bad = (entries["cur_page"] > sizes) | (entries["gfn"] % sizes != 0)
     open_ = bad | (entries["cur_page"] != sizes)
     if not open_.any():
@@ -102,41 +112,46 @@ def _first_range(entries: Columns) -> tuple[int, int, int]:
     return first, 1 + (len(more) if more.all() else int(np.argmin(more))), 0
 
 
-def _ask(exchange: Exchange, area: int, done: range, entries: Columns) -> None:
+def _ask(exchange: Exchange, area: int, own: range, more: int, entries: Columns) -> None:
     """KVM_EXIT_HYPERCALL for one run; a part of a 2 MB entry counts 4 KB pages, and has its flag all the same."""
-    pages = int((_sizes(entries) - entries["cur_page"]).sum())
-    gfn = int(entries["gfn"][0] + entries["cur_page"][0])
+    gfns = _gfns(entries)
     private = entries["operation"][0] == PageOperation.PRIVATE
     attributes = MapGpaRange.ENCRYPTED * bool(private) | MapGpaRange.PAGE_SZ_2M * bool(entries["page_size"][0])
-    hypercall_exit(exchange.vcpu, gfn << PAGE_SHIFT, pages, int(attributes))
-    exchange.vcpu.completion = partial(_answered, exchange, area, done)
+    hypercall_exit(exchange.vcpu, gfns.start << PAGE_SHIFT, len(gfns), int(attributes))
+    exchange.vcpu.completion = partial(_answered, exchange, area, own, more)
+
+
+def _gfns(entries: Columns) -> range:
+    """The guest pages of a run of entries, of which the first may be done in part."""
+    gfn = int(entries["gfn"][0] + entries["cur_page"][0])
+    return range(gfn, gfn + int((psc_lists.sizes(entries) - entries["cur_page"]).sum()))
 
 
 def _serve_in_place(vcpu: Vcpu, entries: Columns) -> bool:
     """Serve one run in the kernel, as series v6 did; whether it succeeded."""
-    gfn, count = int(entries["gfn"][0] + entries["cur_page"][0]), int((_sizes(entries) - entries["cur_page"]).sum())
     private = entries["operation"][0] == PageOperation.PRIVATE
-    return registered.converted(vcpu.vm, range(gfn, gfn + count), private=bool(private))
+    return registered.converted(vcpu.vm, _gfns(entries), private=bool(private))
 
 
-def _answered(exchange: Exchange, area: int, done: range, vcpu: Vcpu) -> Steps[bool]:
+def _answered(exchange: Exchange, area: int, own: range, more: int, vcpu: Vcpu) -> Steps[bool]:
     """The VMM has changed a run, or failed to: then the guest is told, and the run stays to be done."""
     yield Step("page state changed")
     if vcpu.answer(EXIT_HYPERCALL).ret:
         exchange.answer(info_2=spec.PSC_FAILURE)
         return False
-    _complete(exchange, area, done)
+    _complete(exchange, area, own, more)
     return _next_range(exchange, area)
 
 
-def _complete(exchange: Exchange, area: int, done: range) -> None:
-    """Mark entries as done, in the guest's buffer as it now is."""
-    vm, start = exchange.vcpu.vm, area + PSC_HEADER.size + done.start * PSC_ENTRY.size
-    words = np.frombuffer(vm.read(start, len(done) * PSC_ENTRY.size), "<u8")
-    sizes = _sizes(PSC_ENTRY.columns(words.view(PSC_ENTRY.dtype)))
-    vm.write(start, (words & ~_CUR_PAGE | sizes).astype("<u8").tobytes())
+def _complete(exchange: Exchange, area: int, own: range, more: int) -> None:
+    """Mark entries as done in the guest's buffer as it now is, and then `more` of the lists that follow."""
+    vm, start = exchange.vcpu.vm, area + PSC_HEADER.size + own.start * PSC_ENTRY.size
+    words = np.frombuffer(vm.read(start, len(own) * PSC_ENTRY.size), "<u8")
+    vm.write(start, psc_lists.marked(words).tobytes())
     header = PSC_HEADER.unpack(vm.read(area, PSC_HEADER.size))
-    _store_header(exchange, area, header.replace(cur_entry=done.stop))
+    _store_header(exchange, area, header.replace(cur_entry=own.stop))
+    if more:
+        exchange.move_on(area, more)
 
 
 def _entries(exchange: Exchange, area: int, first: int, stop: int) -> Columns:
@@ -146,11 +161,6 @@ def _entries(exchange: Exchange, area: int, first: int, stop: int) -> Columns:
     start = area + PSC_HEADER.size + first * PSC_ENTRY.size
     data = exchange.vcpu.vm.read(start, count * PSC_ENTRY.size)
     return PSC_ENTRY.columns(np.frombuffer(data, PSC_ENTRY.dtype))
-
-
-def _sizes(entries: Columns) -> NDArray[np.uint64]:
-    """The 4 KB pages of each entry."""
-    return np.where(entries["page_size"], PAGES_PER_LARGE, 1).astype(np.uint64)
 
 
 def _store_header(exchange: Exchange, area: int, header: Record) -> None:

@@ -21,6 +21,14 @@ from snpbook.spec.pages import PAGES_PER_LARGE
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.vm import Vm
+    from snpbook.host.process import Process
+
+
+def create(process: Process, vm_fd: int, size: int) -> int:
+    """A descriptor of a new file: memfd_restricted, then ftruncate."""
+    fd = process.memfd_restricted()
+    process.ftruncate(fd, size)
+    return fd
 
 
 class RestrictedBinding:
@@ -63,6 +71,16 @@ class RestrictedBinding:
         frames = self.file.pages.get_prefix(slot.offsets(gfns))
         check(len(frames) > 0, errno.ENOMEM, "free host memory", "a page", 0)
         return frames
+
+    def to_fill(self, slot: Memslot, gfns: range) -> tuple[Words, KernelError | None]:
+        """Any pages of the file: a launch that fills one again is not noticed."""
+        try:
+            return self.frames(slot, gfns), None
+        except KernelError as error:
+            return np.zeros(0, np.uint64), error
+
+    def filled(self, slot: Memslot, gfns: range) -> None:
+        """Nothing."""
 
     def is_huge(self, slot: Memslot, gfns: range) -> Flags:
         return self.file.pages.is_huge(slot.offsets(gfns))

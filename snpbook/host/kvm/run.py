@@ -49,6 +49,7 @@ def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
             return 0
     check(not vcpu.immediate_exit, errno.EINTR, "the VMM wants to run", "immediate_exit 0", 1)
     repeated, last, refused = 0, None, Counter[HardwareExit]()
+    vcpu.unserved = None
     while True:
         yield Step("enter the guest")
         if vm.protected_state:
@@ -61,7 +62,10 @@ def run(vcpu: Vcpu, argument: Argument) -> Steps[int]:
         if isinstance(exit_, Npf) and exit_.error & FaultError.RMP:  # others come in between as mappings are dropped
             refused[exit_] += 1
             repeated = max(repeated, refused[exit_] - 1)
-        check(repeated < FAULT_LIMIT, errno.ELOOP, "the guest gets on after a fault", "progress", str(exit_))
+        if repeated >= FAULT_LIMIT:
+            found = f"{exit_}, {vcpu.unserved}" if vcpu.unserved else str(exit_)
+            rule = "the guest gets on after a fault"
+            raise KernelError(errno.ELOOP, rule, "progress", found) from vcpu.unserved
         if (yield from _serve(vcpu, exit_)):
             return 0
 
@@ -84,7 +88,8 @@ def _serve(vcpu: Vcpu, exit_: HardwareExit) -> Steps[bool]:
             vcpu.leave(
                 Exit.FAIL_ENTRY, EXIT_FAIL_ENTRY, hardware_entry_failure_reason=code & (1 << 64) - 1, cpu=vcpu.core
             )
-            raise KernelError(errno.EINVAL, f"VMRUN: {rule}", "a consistent state", "VMEXIT_INVALID", "APM2")
+            expected = "a consistent state, of a guest whose launch is finished"
+            raise KernelError(errno.EINVAL, f"VMRUN: {rule}", expected, "VMEXIT_INVALID", "APM2")
     return True
 
 

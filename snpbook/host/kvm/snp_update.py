@@ -15,9 +15,7 @@ import numpy as np
 
 from snpbook.hardware.dram import Words, page_numbers
 from snpbook.host.kvm import registered
-from snpbook.host.kvm.guest_memfd import GuestMemfd
 from snpbook.host.kvm.memslots import Memslot, prefix
-from snpbook.host.kvm.restricted import RestrictedBinding
 from snpbook.host.kvm.snp_launch import add_pages, context
 from snpbook.host.refusal import KernelError, check
 from snpbook.host.rmp import as_pages, is_assigned, make_shared
@@ -26,7 +24,6 @@ from snpbook.spec.eras import LaunchFailure
 from snpbook.spec.layout import Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, LaunchPage
 from snpbook.spec.status import Status
-from snpbook.spec.uapi_kvm import EHWPOISON
 from snpbook.spec.uapi_sev import LAUNCH_PAGES
 from snpbook.trace import PagesCopied
 
@@ -57,7 +54,7 @@ def _by_gfn(vm: Vm, call: SevCall) -> Steps[None]:
     check(known, errno.EINVAL, "a page type that userspace may add", sorted(LAUNCH_PAGES), wanted.type)
     with (yield from vm.slots_lock.hold()):
         slot = vm.slots.of(wanted.gfn_start)
-        if slot is None or not isinstance(slot.private, GuestMemfd):
+        if slot is None or slot.private is None:
             where = hex(wanted.gfn_start)
             raise KernelError(errno.EINVAL, "the guest page lies in a private slot", "guest_memfd", where)
         gfns = slot.part(range(wanted.gfn_start, wanted.gfn_start + (wanted.len >> PAGE_SHIFT)))
@@ -94,11 +91,9 @@ def _populate(
 
 def _fill(vm: Vm, call: SevCall, slot: Memslot, gfns: range, source: int | None, kind: LaunchPage) -> Outcome:
     """One run: memory for its pages, their contents, the RMP, the firmware. The page that fails keeps its memory."""
-    file, cpu = slot.private, vm.kernel.cpu
-    assert isinstance(file, GuestMemfd)
-    if not file.bound(slot):
-        return 0, KernelError(errno.EFAULT, "the slot's file is open", "guest_memfd", "closed")
-    frames, failure = _frames(vm, file, slot, gfns)
+    private, cpu = slot.private, vm.kernel.cpu
+    assert private is not None
+    frames, failure = private.to_fill(slot, gfns)
     free = prefix(~is_assigned(cpu, frames))
     if free < len(frames):
         failure = KernelError(errno.EEXIST, "the page is assigned to nobody yet", "shared", hex(gfns[free]))
@@ -113,32 +108,10 @@ def _fill(vm: Vm, call: SevCall, slot: Memslot, gfns: range, source: int | None,
     if not len(frames):
         return 0, failure
     done, refused = add_pages(vm, call, frames, page_numbers(gfns[: len(frames)]), kind)
-    offsets = slot.offsets(gfns[:done])
-    file.prepared[offsets.start : offsets.stop] = True
+    private.filled(slot, gfns[:done])
     if refused is not None and source is not None and not vm.bugged and kind == LaunchPage.CPUID:
         _hand_back(vm, call, refused, int(frames[done]), source + (done << PAGE_SHIFT))
     return done, refused or failure
-
-
-def _frames(vm: Vm, file: GuestMemfd, slot: Memslot, gfns: range) -> tuple[Words, KernelError | None]:
-    """The frames of the pages that can be filled, as a prefix, and what is wrong with the next one."""
-    offsets = slot.offsets(gfns)
-    poisoned = file.poisoned[offsets.start : offsets.stop]
-    prepared = file.prepared[offsets.start : offsets.stop]
-    good = prefix(~poisoned & ~prepared & vm.is_private(gfns))
-    frames = file.pages.get_prefix(offsets[: good + 1])
-    if len(frames) < good or (len(frames) == good < len(gfns)):
-        return frames, KernelError(errno.ENOMEM, "free host memory", "a page", 0)
-    if good == len(gfns):
-        return frames, None
-    where = hex(gfns[good])
-    if poisoned[good]:
-        why = KernelError(EHWPOISON, "the page is healthy", "no memory error", where)
-    elif prepared[good]:
-        why = KernelError(errno.EEXIST, "the page is filled once", "not prepared", where)
-    else:
-        why = KernelError(errno.EINVAL, "the page is private", "KVM_SET_MEMORY_ATTRIBUTES", where)
-    return frames[:good], why
 
 
 def _read(
@@ -194,8 +167,8 @@ def _by_address(vm: Vm, call: SevCall) -> Steps[None]:
 
 def _launch_part(vm: Vm, call: SevCall, slot: Memslot, gfns: range, kind: LaunchPage) -> Steps[None]:
     private = slot.private
-    check(isinstance(private, RestrictedBinding), errno.EINVAL, "the slot is private", "a restricted file", slot.number)
-    assert isinstance(private, RestrictedBinding)
+    if private is None:
+        raise KernelError(errno.EINVAL, "the slot is private", "a restricted file", slot.number)
     done, most = 0, vm.kernel.step_pages or len(gfns)
     while done < len(gfns):
         yield Step("launch update: pages")
@@ -207,7 +180,7 @@ def _launch_part(vm: Vm, call: SevCall, slot: Memslot, gfns: range, kind: Launch
                 _launch_run(vm, call, slot, part[:free], frames[:free], kind)
         except KernelError:
             if vm.kernel.era.launch_failure is LaunchFailure.RANGE_SHARED:
-                _share(vm, private.file.pages.peek(slot.offsets(gfns)))
+                _share(vm, private.pages.peek(slot.offsets(gfns)))
             raise
         check(free == len(frames), errno.EFAULT, "the page is assigned to nobody yet", "shared", hex(part[0] + free))
         done += free

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from snpbook.hardware.dram import Bytes
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.host.files import Argument, Call, File
 from snpbook.host.kvm import prefault, registers, run
+from snpbook.host.kvm.interrupts import Interrupts
 from snpbook.host.memory import PageFile, UserMemory
 from snpbook.host.process import Process
-from snpbook.host.refusal import check
+from snpbook.host.refusal import KernelError, check
 from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.uapi_kvm import VCPU_MMAP_PAGES, Exit, Ioctl, MpState
 from snpbook.spec.uapi_kvm_structs import RUN, RUN_EXIT
-from snpbook.spec.vmcb import VMCB
+from snpbook.spec.vmcb import VMCB, ExitCode
+from snpbook.trace import VmExit
 
 if TYPE_CHECKING:
     from snpbook.host.kvm.ap_creation import Parked, Queued
@@ -62,6 +65,7 @@ class Vcpu:
         self.vmpl = 0
         self.doorbell: int | None = None
         """The guest address of its #HV doorbell page."""
+        self.interrupts = Interrupts()
         self.parked: dict[int, Parked] = {}
         """What the vCPU has at the VMPLs at which it does not run."""
         self.queued: dict[int, Queued] = {}
@@ -70,6 +74,8 @@ class Vcpu:
         """Up to which change of the nested tables its translations were flushed."""
         self.completion: Any = None
         """What KVM_RUN does first with the answer of the VMM to the last exit."""
+        self.unserved: KernelError | None = None
+        """Why a fault of the guest could not be served, where the VMM is not told."""
         kernel.cpu.write(self.vmcb, registers.control(self))
 
     def __repr__(self) -> str:
@@ -107,6 +113,13 @@ class Vcpu:
     def answer(self, layout: Layout) -> Record:
         """The exit's part of `kvm_run` as the VMM left it."""
         return layout.unpack(self.vm.kernel.cpu.read(self._run + RUN_EXIT, layout.size))
+
+    def answered(self, earlier: Bytes) -> None:
+        """A VMGEXIT has served several requests: what the shared buffer held when all but the last were done."""
+        self.executor.answered(earlier)
+        if self.vm.kernel.cpu.trace:
+            exits = VmExit(vcpu=self.number, reason=ExitCode.VMGEXIT.name, pages=len(earlier))
+            self.vm.kernel.cpu.trace.emit(exits)
 
     @property
     def immediate_exit(self) -> bool:

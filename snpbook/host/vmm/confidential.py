@@ -15,7 +15,6 @@ from snpbook.host.vmm.properties import decoded
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF
 from snpbook.spec.qemu import REDUCED_PHYS_BITS, WORKAROUNDS_SIZE
-from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.uapi_kvm import Ioctl, VmType
 from snpbook.spec.uapi_psp import CMD, COMMANDS, ISSUE_CMD, STATUS, STATUS_FLAG_ES, PspCommand
 from snpbook.spec.uapi_sev import SevOp
@@ -27,9 +26,14 @@ _INIT = "sev_common_kvm_init"
 
 
 def vm_type(vmm: Vmm) -> VmType:
-    """The type of VM to ask for: 0 where the kernel has no types, or where the old calls are asked for."""
-    typed = vmm.kind.vm_type in vmm.kernel.era.vm_types and not (vmm.object and vmm.object.legacy_vm_type)
-    return vmm.kind.vm_type if typed else VmType.DEFAULT_VM
+    """The type of VM to ask for: 0 where the kernel has no types, or where the old calls are asked for.
+
+    A guest that nobody encrypts and that has private memory is of the type that the kernel has for tests.
+    """
+    plain = vmm.kind is GuestKind.PLAIN
+    wanted = VmType.SW_PROTECTED_VM if plain and vmm.private_memory else vmm.kind.vm_type
+    typed = wanted in vmm.kernel.era.vm_types and not (vmm.object and vmm.object.legacy_vm_type)
+    return wanted if typed else VmType.DEFAULT_VM
 
 
 def initialise(vmm: Vmm) -> None:
@@ -38,9 +42,14 @@ def initialise(vmm: Vmm) -> None:
     _open_device(vmm)
     with vmm.reporting(f"{_INIT}: failed to initialize"):
         _init(vmm)
+    enable_capabilities(vmm)
+    _start_snp(vmm) if vmm.kind is GuestKind.SNP else _start_sev(vmm)
+
+
+def enable_capabilities(vmm: Vmm) -> None:
+    """Switch on what private memory needs of the VM."""
     for cap, value in vmm.kind.capabilities(vmm.kernel.era, private=vmm.private_memory):
         vmm.process.ioctl(vmm.vm_fd, Ioctl.ENABLE_CAP, structs.ENABLE_CAP.pack(cap=cap, arg0=value))
-    _start_snp(vmm) if vmm.kind is GuestKind.SNP else _start_sev(vmm)
 
 
 def _check_host(vmm: Vmm) -> None:
@@ -80,8 +89,7 @@ def _open_device(vmm: Vmm) -> None:
 def _init(vmm: Vmm) -> None:
     assert vmm.object is not None
     if vm_type(vmm) is not VmType.DEFAULT_VM:
-        features = SevFeatures.DEBUG_VIRTUALIZATION if vmm.object.debug_swap else 0
-        vmm.sev(SevOp.INIT2, vmsa_features=features)
+        vmm.sev(SevOp.INIT2, vmsa_features=vmm.object.vmsa_features)
     elif vmm.kind is GuestKind.SNP:
         vmm.sev(SevOp.SNP_INIT, flags=vmm.object.init_flags)
     else:

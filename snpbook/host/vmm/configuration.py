@@ -10,7 +10,7 @@ from enum import Enum
 
 from snpbook.spec import kvm as spec
 from snpbook.spec.eras import Era
-from snpbook.spec.guid import SEV_ES_RESET_BLOCK
+from snpbook.spec.guid import SEV_ES_RESET_BLOCK, SVSM_INFO
 from snpbook.spec.image import Image, ImageError, SectionType
 from snpbook.spec.pages import PAGE_SIZE
 from snpbook.spec.sizes import format_size
@@ -89,6 +89,20 @@ def check_configuration(
         raise ImageError("a kernel is given, but the image has no section for kernel hashes")
     if kind is not GuestKind.SNP and not image.hash_table_base:
         raise ImageError("kernel specified but guest firmware has no hashes table GUID")
+
+
+def check_svsm(svsm: Image, image: Image, era: Era, kind: GuestKind, boot: DirectBoot | None) -> None:
+    """The same for a guest with an SVSM. A command line has no word for one (MODEL: QEMU's are unconfirmed)."""
+    if kind is not GuestKind.SNP or not era.run_vmpl:
+        raise VmmError(f"an SVSM needs an SNP guest, on a kernel that runs VMPLs: a {kind.value} guest on {era.name}")
+    if boot:
+        raise VmmError("a kernel is given with an SVSM: the image of an SVSM has no section for kernel hashes")
+    if SVSM_INFO not in svsm.table or not svsm.sections or len(svsm.data) % PAGE_SIZE:
+        raise ImageError("the image is no SVSM: whole pages, with SEV metadata and the entry point in its GUID table")
+    _check_sections(svsm)
+    end, top = max(section.gpa + section.size for section in svsm.sections), image.gpa - len(svsm.data)
+    if end > top:
+        raise ImageError(f"sections of the SVSM reach up to {end:#x}: its image begins at {top:#x}, below the firmware")
 
 
 def _check_sections(image: Image) -> None:

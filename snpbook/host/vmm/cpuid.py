@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snpbook.spec import uapi_kvm_structs as structs
-from snpbook.spec.cpuid import EXTENDED_SIGNATURE_LEAF, INITIAL_APIC_ID, SIGNATURE_LEAF, XSAVE_BASIC_SIZE, XSAVE_LEAF
+from snpbook.spec.cpuid import (
+    EXTENDED_SIGNATURE_LEAF,
+    INITIAL_APIC_ID,
+    PROCESSOR_TOPOLOGY_LEAF,
+    SIGNATURE_LEAF,
+    TOPOLOGY_LEAVES,
+    XSAVE_BASIC_SIZE,
+    XSAVE_LEAF,
+)
 from snpbook.spec.launch import CPUID_ENTRY, CPUID_PAGE
 from snpbook.spec.layout import Record
 from snpbook.spec.uapi_kvm import Ioctl
@@ -28,7 +36,9 @@ def _own(entry: Record, signature: int, apic_id: int) -> Record:
     if entry.function == SIGNATURE_LEAF:
         low = entry.ebx & (1 << INITIAL_APIC_ID) - 1
         entry = entry.replace(ebx=low | (apic_id & (1 << 8) - 1) << INITIAL_APIC_ID)
-    return entry
+    if entry.function in TOPOLOGY_LEAVES:
+        entry = entry.replace(edx=apic_id)
+    return entry.replace(eax=apic_id) if entry.function == PROCESSOR_TOPOLOGY_LEAF else entry
 
 
 def cpuid_page(vmm: Vmm) -> bytes:

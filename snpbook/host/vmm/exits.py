@@ -72,7 +72,7 @@ def _serve(vmm: Vmm, handle: VcpuHandle, reason: Exit) -> bool:
             if request & MSR_CODE_MASK:
                 page_state.serve_msr(vmm, handle, request)
             else:
-                page_state.serve(vmm, request)
+                page_state.serve(vmm, vmm.vcpus[handle.number], request)
         case _:
             return False
     return True

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from snpbook.host.kernel import Kernel
+from snpbook.host.kvm import backends
 from snpbook.host.kvm.vcpu import Vcpu, VcpuFile
 from snpbook.host.kvm.vm import Vm, VmFile
 from snpbook.host.refusal import KernelError
 from snpbook.host.vmm import confidential, exits, launch
-from snpbook.host.vmm.configuration import DirectBoot, GuestKind, VmmError, check_configuration
+from snpbook.host.vmm.configuration import DirectBoot, GuestKind, VmmError, check_configuration, check_svsm
 from snpbook.host.vmm.cpuid import vcpu_entries
 from snpbook.host.vmm.memory import RamBlock, Scratch
 from snpbook.host.vmm.properties import SevObject, default_object
@@ -26,6 +27,7 @@ from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.eras import PrivateFile
 from snpbook.spec.image import FOUR_GIB, Image
 from snpbook.spec.layout import Record
+from snpbook.spec.private_memory import Backend
 from snpbook.spec.process import MapFlags, Protection
 from snpbook.spec.qemu import FIRMWARE_ERRORS, PROGRAM, UNKNOWN_FIRMWARE_ERROR
 from snpbook.spec.status import Status
@@ -50,8 +52,9 @@ class Vmm:
 
     `sev` are the properties of its sev-guest or sev-snp-guest object; without one, QEMU's defaults, with kernel hashes
     where there is a kernel. `files` are those that the properties name. `discard` says whether the side that a
-    conversion leaves is freed. `VmmError` for what cannot be, `ImageError` where the image lacks what is asked of it,
-    `KernelError` as the kernel refuses: then the process has ended, and the notes of the error are what it printed.
+    conversion leaves is freed, `backend` where private pages are: by default where the era has them. `VmmError` for
+    what cannot be, `ImageError` where the image lacks what is asked of it, `KernelError` as the kernel refuses: then
+    the process has ended, and the notes of the error are what it printed.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class Vmm:
         discard: bool = True,
         sev: SevObject | None = None,
         files: Mapping[str, bytes] | None = None,
+        backend: Backend | None = None,
+        svsm: Image | None = None,
     ) -> None:
         hashes = {"kernel_hashes": True} if boot and kind is not GuestKind.PLAIN else {}
         self.object = sev or default_object(kind, **hashes)
@@ -74,10 +79,16 @@ class Vmm:
         if sev and sev.kind is not kind:
             raise VmmError(f"a {kind.value} guest with the properties of a {sev.kind.value} guest")
         check_configuration(image, memory, vcpus, self.measured_boot, kind)
+        self.svsm = svsm
+        """The software at VMPL0, where there is any below the guest's own."""
+        if svsm:
+            check_svsm(svsm, image, kernel.era, kind, boot)
         if self.object:
             self.object.check_tree(kernel.era)
             discard = discard if self.object.discard is None else self.object.discard
         self.signature, self.discard = vcpu_signature, discard
+        self.backend = backend or self._usual_backend()
+        """Where private pages are; None for a guest that has none."""
         self.process, self._files = kernel.process(), files or {}
         self.cmos_index, self.sev_fd = 0, -1
         self.fw_error = 0
@@ -101,10 +112,24 @@ class Vmm:
     @property
     def private_memory(self) -> bool:
         """Whether its slots have files for private pages."""
-        wanted = self.object is not None and self.object.upm_mode is not False
-        if self.kind is GuestKind.SNP and self.kernel.registered_snp:
-            return False
-        return wanted and self.kind.has_private_memory(self.kernel.era)
+        return self.backend not in (None, Backend.REGISTERED)
+
+    def _usual_backend(self) -> Backend | None:
+        """What the era has for its kind; registered memory where the VMM is told to do without private slots."""
+        era, snp = self.kernel.era, self.kind is GuestKind.SNP
+        if self.object is None:
+            return None
+        private = self.object.upm_mode is not False and self.kind.has_private_memory(era)
+        if not private or (snp and self.kernel.registered_snp):
+            return Backend.REGISTERED
+        if era.private_file is PrivateFile.GUEST_MEMFD:
+            return Backend.GUEST_MEMFD
+        return Backend.RESTRICTED if snp else Backend.LAZY
+
+    @property
+    def svsm_gpa(self) -> int:
+        """Where the image of the SVSM lies: right below the firmware."""
+        return self.image.gpa - len(self.svsm.data) if self.svsm else self.image.gpa
 
     def file(self, name: str) -> bytes:
         """A file that a property names; `VmmError` where there is none."""
@@ -170,8 +195,12 @@ class Vmm:
         self.vm_fd = process.ioctl(self.kvm_fd, Ioctl.CREATE_VM, int(confidential.vm_type(self)))
         if self.object:
             confidential.initialise(self)
+        elif self.private_memory:
+            confidential.enable_capabilities(self)
         self.blocks = [self._add_block(number, gpa, size) for number, (gpa, size) in enumerate(self._regions())]
         self.write(self.image.gpa, self.image.data)
+        if self.svsm:
+            self.write(self.svsm_gpa, self.svsm.data)
         self.handles: list[VcpuHandle] = []
         for number in range(vcpus):
             self.handles.append(self._create_vcpu(number))
@@ -180,35 +209,30 @@ class Vmm:
             launch.update_data(self)
 
     def _regions(self) -> list[tuple[int, int]]:
-        """RAM below 4 GiB, the firmware, RAM above: guest address and size of each."""
+        """RAM below 4 GiB, an SVSM's memory, the firmware, RAM above: guest address and size of each."""
         low = min(self.memory, spec.LOW_RAM_END)
         regions = [(0, low), (self.image.gpa, len(self.image.data))]
+        if self.svsm:
+            start = min(section.gpa for section in self.svsm.sections)
+            regions.append((start, self.image.gpa - start))
         return [*regions, (FOUR_GIB, self.memory - low)] if self.memory > low else regions
 
     def _add_block(self, slot: int, gpa: int, size: int) -> RamBlock:
         """User memory and, where the guest has private pages, a file for them; then the slot."""
         process, era = self.process, self.kernel.era
         address = process.mmap(size)
-        if self.kind is not GuestKind.PLAIN and not self.private_memory:
+        if self.backend is Backend.REGISTERED:
             process.ioctl(self.vm_fd, Ioctl.MEMORY_ENCRYPT_REG_REGION, structs.ENC_REGION.pack(addr=address, size=size))
         fields: dict[str, Any] = {"slot": slot, "guest_phys_addr": gpa, "memory_size": size, "userspace_addr": address}
-        if not self.private_memory:
+        if self.backend is None or not self.private_memory:
             layout = structs.USERSPACE_MEMORY_REGION
             process.ioctl(self.vm_fd, Ioctl.SET_USER_MEMORY_REGION, layout.pack(**fields))
             return RamBlock(slot, gpa, size, address)
-        fd = self._private_file(size)
+        fd = backends.create_file(self.backend, process, self.vm_fd, size)
         name = "restricted_fd" if era.private_file is PrivateFile.RESTRICTEDMEM else "guest_memfd"
         region = era.private_region.pack(**fields, flags=MemFlag.GUEST_MEMFD, **{name: fd})
         process.ioctl(self.vm_fd, era.set_private_region, region)
         return RamBlock(slot, gpa, size, address, fd)
-
-    def _private_file(self, size: int) -> int:
-        if self.kernel.era.private_file is PrivateFile.RESTRICTEDMEM:
-            fd = self.process.memfd_restricted()
-            self.process.ftruncate(fd, size)
-            return fd
-        wanted = structs.CREATE_GUEST_MEMFD.pack(size=size)
-        return int(self.process.ioctl(self.vm_fd, Ioctl.CREATE_GUEST_MEMFD, bytearray(wanted)))
 
     def _create_vcpu(self, number: int) -> VcpuHandle:
         process = self.process

@@ -34,8 +34,14 @@ _SECTION_PAGES = {
 
 
 def launch_snp(vmm: Vmm, progress: Progress | None) -> None:
-    """The image, the sections of its metadata, the end: everything is measured at the first start."""
-    parts = [(LaunchPage.NORMAL, vmm.image.gpa, len(vmm.image.data)), *(_section(vmm, s) for s in vmm.image.sections)]
+    """The image, the sections of its metadata, the end: everything is measured at the first start.
+
+    An SVSM comes behind the firmware, and brings the sections of its own metadata.
+    """
+    parts = [(LaunchPage.NORMAL, vmm.image.gpa, len(vmm.image.data))]
+    if vmm.svsm:
+        parts.append((LaunchPage.NORMAL, vmm.svsm_gpa, len(vmm.svsm.data)))
+    parts += [_section(vmm, section) for section in (vmm.svsm or vmm.image).sections]
     total, done = sum(size >> PAGE_SHIFT for _, _, size in parts), 0
     for kind, gpa, size in parts:
         _update(vmm, kind, gpa, size)

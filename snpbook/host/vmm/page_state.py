@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from snpbook.host import psc_lists
 from snpbook.host.refusal import KernelError
 from snpbook.spec import ghcb as spec
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.ghcb import GHCB, PSC_ENTRY, PSC_HEADER, PageOperation
-from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_LARGE
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from snpbook.host.kvm.vcpu import Vcpu
     from snpbook.host.vmm.guest import VcpuHandle, Vmm
 
 _PRIVATE: dict[int, bool] = {PageOperation.PRIVATE: True, PageOperation.SHARED: False}
 """What an operation asks for. Others (PSMASH, UNSMASH) count as done without effect, as in KVM 6.12."""
 
 
-def serve(vmm: Vmm, ghcb_gpa: int) -> None:
-    """Serve the entries of the shared buffer.
+def serve(vmm: Vmm, vcpu: Vcpu, ghcb_gpa: int) -> None:
+    """Serve the entries of the shared buffer, and of the lists that follow, up to the first that cannot be done.
 
     SW_EXITINFO2 tells the guest of a malformed header or entry; entries before it are done.
     """
@@ -40,24 +42,28 @@ def serve(vmm: Vmm, ghcb_gpa: int) -> None:
     if header.end_entry >= capacity:
         _answer(vmm, ghcb_gpa, 0, spec.PSC_INVALID_HEADER)
         return
-    entries = np.frombuffer(body, PSC_ENTRY.dtype, header.end_entry + 1, PSC_HEADER.size)
-    fields = PSC_ENTRY.columns(entries[header.cur_entry :])
-    done, error = _convert(vmm, fields)
     words = np.frombuffer(body, "<u8", capacity, PSC_HEADER.size).copy()
-    sizes = np.where(fields["page_size"], PAGES_PER_LARGE, 1).astype(np.uint64)
-    mine = slice(header.cur_entry, header.cur_entry + done)
-    words[mine] = words[mine] & ~np.uint64(PSC_ENTRY.fields["cur_page"].limit) | sizes[:done]
+    mine = words[header.cur_entry : header.end_entry + 1]
+    following = psc_lists.following(vcpu.executor.following if not start else np.empty((0, 0), np.uint8))
+    own, behind = PSC_ENTRY.columns(mine.view(PSC_ENTRY.dtype)), psc_lists.entries(following)
+    done, error = _convert(vmm, {name: np.concatenate([own[name], behind[name]]) for name in own})
+    more = max(done - len(mine), 0)
+    done -= more
+    mine[:done] = psc_lists.marked(mine[:done])
     fresh = bytes(header.replace(cur_entry=header.cur_entry + done)) + words.tobytes()
+    if more:
+        fresh = psc_lists.move_on(fresh, following.view(np.uint8), more, vcpu.answered)
     vmm.write(ghcb_gpa + spec.SHARED_BUFFER_OFFSET + start, fresh)
-    _answer(vmm, ghcb_gpa, 0, error)
+    state = PSC_HEADER.unpack(fresh)
+    _answer(vmm, ghcb_gpa, 0, error if state.cur_entry <= state.end_entry else 0)
 
 
-def _convert(vmm: Vmm, fields: dict[str, np.ndarray[tuple[int], np.dtype[np.uint64]]]) -> tuple[int, int]:
+def _convert(vmm: Vmm, fields: psc_lists.Columns) -> tuple[int, int]:
     """Entries done, and the error of the one behind them (0: none)."""
     from snpbook.host.vmm.exits import convert
 
     count = len(fields["gfn"])
-    sizes = np.where(fields["page_size"], PAGES_PER_LARGE, 1).astype(np.uint64)
+    sizes = psc_lists.sizes(fields)
     bad = (fields["cur_page"] > sizes) | (fields["gfn"] % sizes != 0)
     stop = int(np.argmax(bad)) if bad.any() else count
     begins = fields["gfn"] + fields["cur_page"]

@@ -17,6 +17,7 @@ from snpbook.spec.eras import Era, PrivateFile
 from snpbook.spec.launch import ID_AUTH, ID_BLOCK
 from snpbook.spec.policy import DEFAULT_LEGACY_POLICY, DEFAULT_POLICY, LEGACY_POLICY_ES
 from snpbook.spec.qemu import DEFAULT_REDUCED_PHYS_BITS, HOST_DATA_SIZE, SEV_DEVICE, WORKAROUNDS_SIZE
+from snpbook.spec.sev_features import INJECTION_MODES, SevFeatures
 from snpbook.spec.uapi_sev import SevOp
 
 SEV_GUEST, SNP_GUEST = "sev-guest", "sev-snp-guest"
@@ -42,6 +43,7 @@ class Tree(Enum):
     V7 = "QEMU of series v7"
     AMD = "AMD's QEMU"
     LATER = "QEMU after 10.1"
+    SVSM = "a QEMU for SVSM hosts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ PROPERTIES: Mapping[str, Property] = {
         Property(
             "debug-swap", _BOTH, Text.ON_OFF, "debug registers are the guest's own (SEV_FEATURES bit 5)", Tree.LATER
         ),
+        Property("restricted-injection", _SNP, Text.ON_OFF, "only #HV is injected (SEV_FEATURES bit 3)", Tree.SVSM),
+        Property("alternate-injection", _SNP, Text.ON_OFF, "a VMPL above injects (SEV_FEATURES bit 4)", Tree.SVSM),
         Property("discard", _BOTH, Text.DISCARD, "whether a conversion frees the side that is left", Tree.AMD),
     )
 }
@@ -115,6 +119,8 @@ class SevObject:
     upm_mode: bool | None = None
     init_flags: int = 0
     debug_swap: bool = False
+    restricted_injection: bool = False
+    alternate_injection: bool = False
     discard: bool | None = None
 
     def __post_init__(self) -> None:
@@ -155,12 +161,23 @@ class SevObject:
         defaults = {field.name: field.default for field in fields(self)}
         return [name for name, one in PROPERTIES.items() if getattr(self, one.field) != defaults[one.field]]
 
+    @property
+    def vmsa_features(self) -> SevFeatures:
+        """What it asks KVM for, beyond what makes an SNP guest."""
+        wanted = {
+            SevFeatures.DEBUG_VIRTUALIZATION: self.debug_swap,
+            SevFeatures.RESTRICTED_INJECTION: self.restricted_injection,
+            SevFeatures.ALTERNATE_INJECTION: self.alternate_injection,
+        }
+        return SevFeatures(sum(feature for feature, on in wanted.items() if on))
+
     def check_tree(self, era: Era) -> None:
         """`VmmError` for a property that the QEMU of this kernel does not have."""
         v7 = era.private_file is PrivateFile.RESTRICTEDMEM
         finish = era.payloads[SevOp.SNP_LAUNCH_FINISH].fields
         for name in self.given:
             lost = not v7 and PROPERTIES[name].tree is Tree.V7
+            lost |= PROPERTIES[name].tree is Tree.SVSM and not era.vmsa_features & INJECTION_MODES
             if lost or (name == "vcek-disabled" and "vcek_disabled" not in finish):
                 raise VmmError(f"Property '{self.type}.{name}' not found")
         if self.debug_swap and era.init_op is not SevOp.INIT2:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from snpbook.host.kvm.registers import kvm_segment
 from snpbook.host.vmm.configuration import GuestKind
 from snpbook.spec import uapi_kvm_structs as structs
+from snpbook.spec.layout import Record
 from snpbook.spec.uapi_kvm import Ioctl
-from snpbook.spec.vmsa import BSP_RESET_EIP, CR0_CD_NW, EFER_SVME, reset_vmsa
+from snpbook.spec.vmsa import BSP_RESET_EIP, CR0_CD_NW, EFER_SVME, XSAVE_PLACES, reset_vmsa, svsm_vmsa
 
 if TYPE_CHECKING:
     from snpbook.host.vmm.guest import VcpuHandle, Vmm
@@ -21,11 +22,26 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss")
 
 
 def set_reset_registers(vmm: Vmm, handle: VcpuHandle) -> None:
-    """KVM_SET_SREGS and KVM_SET_REGS as after a reset; with encrypted registers all but the first start elsewhere."""
+    """KVM_SET_SREGS and KVM_SET_REGS as after a reset; with encrypted registers all but the first start elsewhere.
+
+    With an SVSM all start at its entry, in protected mode.
+    """
+    if vmm.svsm:
+        state = svsm_vmsa(vmm.svsm_gpa + vmm.svsm.svsm_entry, vmm.signature)
+        _set(vmm, handle, state)
+        fpu = {XSAVE_PLACES[name]: getattr(state, name) for name in ("x87_fcw", "mxcsr")}
+        region = bytearray(structs.XSAVE.size)
+        for place, value in fpu.items():
+            region[place : place + 4] = value.to_bytes(4, "little")
+        vmm.process.ioctl(handle.fd, Ioctl.SET_XSAVE, bytes(region))
+        return
     eip = BSP_RESET_EIP
     if vmm.kind in (GuestKind.SEV_ES, GuestKind.SNP):
         eip = vmm.image.ap_reset_eip if handle.number else vmm.image.bsp_reset_eip
-    state = reset_vmsa(eip, vmm.signature, 0)
+    _set(vmm, handle, reset_vmsa(eip, vmm.signature, 0))
+
+
+def _set(vmm: Vmm, handle: VcpuHandle, state: Record) -> None:
     names = {"gdt": state.gdtr, "idt": state.idtr}
     sregs = structs.SREGS.pack(
         **{name: kvm_segment(getattr(state, name)) for name in _SEGMENTS},

@@ -10,7 +10,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from snpbook.tools.bench import conversions, digest, encryption, fleet, guests, launch, memory, rmp, verification
+from snpbook.tools.bench import (
+    acceptance,
+    conversions,
+    digest,
+    encryption,
+    fleet,
+    guests,
+    launch,
+    memory,
+    rmp,
+    verification,
+)
 from snpbook.tools.bench.measure import STEADY, Kind, Measurement, NotMeasurableError, Row, measure
 
 ROWS = [
@@ -21,6 +32,7 @@ ROWS = [
     *digest.ROWS,
     *guests.ROWS,
     *conversions.ROWS,
+    *acceptance.ROWS,
     *verification.ROWS,
     *fleet.ROWS,
 ]
