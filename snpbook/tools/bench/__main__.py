@@ -19,6 +19,7 @@ from snpbook.tools.bench import (
     guests,
     launch,
     memory,
+    peers,
     rmp,
     verification,
 )
@@ -34,6 +35,7 @@ ROWS = [
     *conversions.ROWS,
     *acceptance.ROWS,
     *verification.ROWS,
+    *peers.ROWS,
     *fleet.ROWS,
 ]
 

@@ -10,8 +10,7 @@ from functools import partial
 from itertools import product
 
 from snpbook.guest import acceptance
-from snpbook.guest.boot import start
-from snpbook.guest.ghcb import Ghcb
+from snpbook.guest.boot import Kernel, start
 from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.regimes.acceptance import BACKENDS
@@ -40,8 +39,8 @@ def _portions(backend: Backend, large: bool, count: int) -> Work:
         await start(cpu, place)
 
     async def go_on(cpu: GuestCpu) -> None:
-        begins = next(parts)
-        await acceptance.accept(Ghcb(cpu, place.ghcb), range(begins, begins + count), large=large)
+        begins, kernel = next(parts), await Kernel.attach(cpu, place)
+        await acceptance.accept(kernel.channel, range(begins, begins + count), large=large)
 
     guest.run(begin)
     return partial(guest.run, go_on)
