@@ -6,9 +6,11 @@ Sources: GHCB specification; what Linux checks of it (arch/x86/coco/sev).
 from __future__ import annotations
 
 from snpbook.attacks.attacker import REGISTERS, Attacker
-from snpbook.attacks.ghcb import Moment
+from snpbook.attacks.ghcb import Moment, Stage
+from snpbook.host.kvm.ap_creation import Queued
 from snpbook.spec import ghcb as spec
-from snpbook.spec.ghcb import GHCB, PSC_ENTRY, PSC_HEADER, MsrCode
+from snpbook.spec.ghcb import AP_CREATION, GHCB, PSC_ENTRY, PSC_HEADER, ApCreation, MsrCode
+from snpbook.spec.uapi_kvm import MpState
 from snpbook.spec.vmcb import EVENT, EventKind, Vector
 
 _WORD = 1 << 64
@@ -113,6 +115,30 @@ def feign_list(host: Attacker, m: Moment) -> bool:
     m.put(sw_exit_info_1=0, sw_exit_info_2=0)
     m.mark("sw_exit_info_1", "sw_exit_info_2")
     m.write(m.value + spec.SHARED_BUFFER_OFFSET, bytes(header.replace(cur_entry=done)))
+    return True
+
+
+# Processors.
+
+
+def change_creation(host: Attacker, m: Moment) -> bool:
+    """A request to create or end a processor: feigned, another one, refused though it was done, or undone."""
+    assert m.page is not None
+    asked = AP_CREATION.unpack(m.page.sw_exit_info_1.to_bytes(AP_CREATION.size, "little"))
+    target = m.vcpu.vm.vcpus.get(asked.apic_id)
+    if m.stage is Stage.EXIT and host.random.random() < 0.5:
+        m.keep()
+        m.put(sw_exit_info_1=0, sw_exit_info_2=0)
+        m.mark("sw_exit_info_1", "sw_exit_info_2")
+    elif m.stage is Stage.EXIT:
+        other = asked.replace(request=host.random.choice([*ApCreation]), apic_id=host.random.randrange(3))
+        m.put(sw_exit_info_1=int.from_bytes(bytes(other), "little"))
+        m.put(sw_exit_info_2=host.random.choice((m.page.sw_exit_info_2, *host.private)))
+    elif target is None or host.random.random() < 0.3:
+        m.put(sw_exit_info_1=host.random.choice((spec.MALFORMED, spec.INJECT)), sw_exit_info_2=host.number())
+    else:
+        target.queued[0] = Queued(host.random.choice((None, *host.private)))
+        target.mp_state = MpState.RUNNABLE
     return True
 
 

@@ -81,6 +81,15 @@ def drop(host: Attacker, m: Moment) -> bool:
     return True
 
 
+def drop_midway(host: Attacker, m: Moment) -> bool:
+    """Drop mappings of some pages, so that the guest stops within a read of them; take one away while it waits."""
+    if isinstance(m.exit, Npf):
+        return drop(host, m)
+    for gpa in host.random.sample(host.private, host.random.randint(1, len(host.private))):
+        m.unmap(range(gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + 1))
+    return False
+
+
 def overwrite(host: Attacker, m: Moment) -> bool:
     """Write to a private page from the host's side."""
     found = m.frame(host.random.choice(host.private))

@@ -22,8 +22,8 @@ _TAKEN = (0, 4)
 
 
 @cache
-def followed(acceptance: str, memory: int, used: int) -> Course:
-    """A guest of `memory` MiB that boots, and then uses `used` per cent of its memory, 2 MB after 2 MB."""
+def followed(acceptance: str, memory: int) -> Course:
+    """A guest of `memory` MiB that boots, and then uses all its memory, 2 MB after 2 MB."""
     system = System("milan", "acceptance", installed=(memory + _HOST) * _MIB, cores=2)
     system.host.boot("mainline")
     guest = system.create_vm(memory=memory * _MIB)
@@ -45,7 +45,7 @@ def followed(acceptance: str, memory: int, used: int) -> Course:
     async def work(cpu: GuestCpu) -> None:
         kernel = await Kernel.attach(cpu, place)
         free = [region for region in range(memory // _REGION_MIB) if region not in _TAKEN]
-        for number, region in enumerate(free[: len(free) * used // 100], 1):
+        for number, region in enumerate(free, 1):
             first = region * PAGES_PER_LARGE
             if acceptance == Acceptance.LAZY:
                 await kernel.unaccepted.accept(range(first, first + 1))

@@ -16,6 +16,7 @@ from snpbook.guest.boot import Kernel
 from snpbook.hardware.exits import GuestException
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.hardware.host_instructions import NewState
+from snpbook.hardware.snapshot import Snapshot
 from snpbook.hardware.workbench import PLAY, Workbench
 from snpbook.spec.ghcb import PSC_ENTRIES
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
@@ -36,8 +37,10 @@ async def _asked(answer: Answer, cpu: GuestCpu, pages: range, *, validate: bool)
     codes, carries = await cpu.pvalidate(pages.start << PAGE_SHIFT, len(pages), validate=validate, large=large)
     results = sorted(set(zip(codes.tolist(), carries.tolist(), strict=True)))
     said = [answer(code, carry, large) for code, carry in results]
+    if None in said:
+        return None
     if unknown := [one for one in said if one not in _VERDICTS]:
-        return unknown[0]
+        return f"{unknown[0]!r}, which is none of {', '.join(map(repr, _VERDICTS))}"
     if "end" in said:
         return STOPS
     if "smaller" in said:
@@ -149,10 +152,20 @@ Move = tuple[str, ...]
 
 
 @cache
+def _table() -> tuple[Workbench, Snapshot]:
+    """Where the game is played, and how it is before the first move: the guest has its own tables, and no page."""
+    bench = Workbench()
+    bench.guest(_ASID)
+    return bench, Snapshot(bench=bench)
+
+
+@cache
 def played(moves: tuple[Move, ...]) -> list[str]:
     """What the guest's accesses come to, read off a machine on which host and guest move as told."""
-    bench, found = Workbench(), []
+    bench, before = _table()
+    before.restore()
     guest, pages = bench.guest(_ASID), {"A": PLAY[0], "B": PLAY[1]}
+    found: list[str] = []
     given: set[str] = set()
     for what, *rest in moves:
         match what:

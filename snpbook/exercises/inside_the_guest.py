@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from random import Random
-from typing import Any
 
+from snpbook.exercises.checking import same
 from snpbook.exercises.registry import Answer, Case, Exercise, Wrong, register
 from snpbook.exercises.tried_guest import Hand, TriedGuest, honest, tried_guest
 from snpbook.guest import processors
@@ -53,6 +53,15 @@ def _with_processors() -> TriedGuest:
     return TriedGuest(vcpus=VCPUS, prepare=start)
 
 
+def _judged(verdict: object, going_on: str) -> str | None:
+    """What becomes of a guest by the verdict of an answer; None where that says nothing."""
+    if verdict is None or verdict is Ellipsis:
+        return None
+    if same(verdict, True):
+        return going_on
+    return STOPS if same(verdict, False) else f"{verdict!r}, which is neither True nor False"
+
+
 def _told_ids(leaf_1: int, leaf_b: int, junk: int = 0) -> Hand:
     """A host that tells these ids in the two leaves, and `junk` in what does not count."""
 
@@ -75,14 +84,12 @@ def _id_outcome(answer: Answer, vcpu: int, hand: Hand) -> object:
         return int(told[EXTENDED_TOPOLOGY_LEAF].edx)
 
     number = _with_processors().run(act, hand, vcpu).outcome
-    (verdict,) = said
-    if verdict is None or not isinstance(verdict, bool):
-        return verdict
-    if not verdict:
-        return STOPS
     if number in taken:
-        return f"overwrites what processor {number} has"
-    return f"runs as processor {number}" if number < VCPUS else f"writes {number} areas beyond its own"
+        going_on = f"overwrites what processor {number} has"
+    else:
+        going_on = f"{'runs as' if number < VCPUS else 'writes beyond the areas, as'} processor {number}"
+    (verdict,) = said
+    return _judged(verdict, going_on)
 
 
 def _id_cases() -> list[Case]:
@@ -213,9 +220,8 @@ def _answered(*answers: Mapping[str, int]) -> Hand:
 
 def _list_outcome(answer: Answer, hand: Hand) -> object:
     """What becomes of a guest that shares eight pages, and asks by the answer whether to go on."""
-    said: list[Any] = []
 
-    async def act(kernel: Kernel) -> object:
+    async def act(kernel: Kernel) -> str | None:
         cpu, channel = kernel.cpu, kernel.channel
         await cpu.write(_OWN << PAGE_SHIFT, _SECRET)
         await cpu.pvalidate(_LIST.start << PAGE_SHIFT, len(_LIST), validate=False)
@@ -227,9 +233,9 @@ def _list_outcome(answer: Answer, hand: Hand) -> object:
             )
             current, end, reserved = list_header(found)
             told = {"cur_entry": current, "end_entry": end, "reserved": reserved, "result": found.sw_exit_info_2}
-            said.append(answer(len(_LIST), done, told))
-            if said[-1] is not True:
-                return None if said[-1] is None else STOPS if said[-1] is False else said[-1]
+            verdict = _judged(answer(len(_LIST), done, told), going_on="")
+            if verdict != "":
+                return verdict
             buffer, done = found.shared_buffer, current
         cpu.set_handler(Vector.VC, None)
         try:

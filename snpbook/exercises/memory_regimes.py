@@ -209,10 +209,10 @@ FLIP = register(
         difficulty=2,
         prerequisites=("private_memory.1",),
         task=(
-            "A guest writes a secret into a private page. The page becomes shared, the VMM writes there, and the page "
-            "becomes private again. `punched` says whether the VMM frees what a conversion leaves. Return two truths: "
-            "does the guest's PVALIDATE change anything then (never for a guest that has none), and does the guest "
-            "read its secret?"
+            "A guest writes a secret into a private page. The page becomes shared, without the guest's taking back its "
+            "acceptance; the VMM writes there, and the page becomes private again. `punched` says whether the VMM "
+            "frees what a conversion leaves. Return two truths: does the guest's PVALIDATE change anything then (never "
+            "for a guest that has none), and does the guest read its secret?"
         ),
         stub=FLIP_STUB,
         reference=comes_back,
@@ -230,7 +230,8 @@ FLIP = register(
         ),
         solution=(
             "A guest that validates each page once takes 'no change' as a sign that the host plays a trick, and ends. "
-            "So with guest_memfd a VMM that keeps both sides cannot give such a guest its page back: it must punch."
+            "Linux takes its acceptance back before it shares a page: then PVALIDATE changes something, and the old "
+            "content is back without a word. Only a hole makes it a new page in both cases."
         ),
         cases=_flip_cases,
     )

@@ -7,6 +7,7 @@ attacks its absence is found, stands beside it; where another check or the proce
 from __future__ import annotations
 
 import inspect
+import linecache
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
-from snpbook.guest import acceptance, boot, cpuid, direct_boot, msr_protocol, page_tables, vc, vc_io
+from snpbook.guest import acceptance, boot, cpuid, direct_boot, msr_protocol, page_tables, processors, vc, vc_io
 from snpbook.guest.conversions import BounceBuffers
 from snpbook.guest.ghcb import Ghcb
 from snpbook.guest.messages import Channel
@@ -24,14 +25,17 @@ from snpbook.guest.messages import Channel
 def replaced(function: Callable[..., Any], old: str, new: str, **names: Any) -> Iterator[None]:
     """Have a function of the guest run with `new` in the place of `old` in its source; `names` are known there.
 
-    `ValueError` where `old` is not in its source, or not once.
+    A function that lacks one place can be made to lack another. `ValueError` where `old` is not in its source, or not
+    once.
     """
     assert isinstance(function, FunctionType)
     source, mine = textwrap.dedent(inspect.getsource(function)), function.__globals__
     if source.count(old) != 1:
         raise ValueError(f"{function.__qualname__} has {source.count(old)} places {old!r}: name one")
-    made: dict[str, Any] = {}
-    exec(compile(source.replace(old, new), inspect.getfile(function), "exec"), mine, made)
+    source, made = source.replace(old, new), dict[str, Any]()
+    file = f"<{function.__qualname__} without {old!r}>"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
+    exec(compile(source, file, "exec"), mine, made)
     before, held = function.__code__, {name: mine[name] for name in names if name in mine}
     function.__code__ = cast(FunctionType, made[function.__name__]).__code__
     mine.update(names)
@@ -149,11 +153,18 @@ CHECKS: Mapping[str, Check] = {
     ),
     "CPUID that denies SEV": Check(
         vc._cpuid, "if vc.ghcb is None and cpuid.hides_sev(leaf, found.eax):", "if False:",
-        "the firmware has checked the page; a guest with SEV-ES alone would leave all its memory in the clear",
+        "a guest that does without a C-bit finds that its memory is not encrypted; and has no GHCB, so that it ends at "
+        "its first #VC",
     ),
     "the bit that encrypts": Check(
         page_tables.verify_c_bit, "if await _entry(cpu, last) != probe:", "if False:",
-        "the firmware has checked the C-bit of the CPUID page; a guest without SNP needs it",
+        "the firmware takes no page of CPUID with another C-bit; a guest with SEV-ES alone would leave all its memory "
+        "in the clear",
+    ),
+    "save area taken back": Check(
+        processors.stop, "await _mark(ghcb, page, vmsa=False)", "pass",
+        "the host's word that a processor has ended is not enough: without the mark of a save area no processor enters",
+        ("processors",),
     ),
     # The boot.
     "secrets page": Check(
@@ -199,6 +210,18 @@ CHECKS: Mapping[str, Check] = {
     "size of an answer": Check(
         Channel._open, "if header.msg_size > limit or stop > PAGE_SIZE:", "if False:",
         "the tag covers the size, and nothing beyond the page is read",
+    ),
+    "number counted before the message": Check(
+        Channel.exchange,
+        "await self._count(number + 1)\n"
+        "    await self.cpu.write(self.place.request, self._seal(key, number, kind, version, body))\n"
+        "    try:\n"
+        "        await self._send(certificate_pages)\n",
+        "await self.cpu.write(self.place.request, self._seal(key, number, kind, version, body))\n"
+        "    try:\n"
+        "        await self._send(certificate_pages)\n"
+        "        await self._count(number + 1)\n",
+        "what is refused has been sent: the next message would be encrypted with the same nonce", ("certificates",),
     ),
     "key wiped after a failure": Check(
         Channel._wipe, "await self.cpu.write(", "_ = (",

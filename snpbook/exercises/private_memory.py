@@ -38,8 +38,10 @@ STORIES: dict[str, tuple[Story, str]] = {
         Story(vmm_seat.on_request), "the second argument of the hypercall counts pages of 4096 bytes"),
     "a secret page becomes shared, and private again": (
         Story(vmm_seat.there_and_back), "a hole is punched for what becomes shared, or the old page comes back"),
-    "a private page is used as shared": (
-        Story(vmm_seat.shared_by_use), "the flags say which way the conversion goes"),
+    "one of eight private pages is used as shared": (
+        Story(vmm_seat.shared_by_use), "the flags say which way the conversion goes, and only its own pages are freed"),
+    "eight private pages are asked to be shared": (
+        Story(vmm_seat.eight_shared), "one request may be for many pages: all of them are converted"),
     "the kernel cannot make a secret page shared": (
         Story(vmm_seat.refused, refused=2), "first the attribute: nothing may be freed that stays in use"),
 }  # fmt: skip
@@ -97,6 +99,21 @@ def _hole_first(run: Run) -> None:
     run.set_attributes(gpa, size, 8 if private else 0)
 
 
+def _first_alone(run: Run) -> None:
+    gpa, _, private = _wanted(run)
+    run.set_attributes(gpa, 4096, 8 if private else 0)
+    (run.discard if private else run.punch)(gpa, 4096)
+
+
+def _hole_too_large(run: Run) -> None:
+    gpa, size, private = _wanted(run)
+    run.set_attributes(gpa, size, 8 if private else 0)
+    if private:
+        run.discard(gpa, size)
+    else:
+        run.punch(gpa - 4096, size + 4096)
+
+
 def _pages_for_bytes(run: Run) -> None:
     gpa, size, private = _wanted(run)
     if run.exit_reason == "HYPERCALL":
@@ -139,6 +156,8 @@ ON_EXIT = register(
             Wrong(_no_discard, "'pages with both sides': 1"),
             Wrong(_hole_first, "has lost what was in its page"),
             Wrong(_pages_for_bytes, "counts pages of 4096 bytes"),
+            Wrong(_first_alone, "all of them are converted"),
+            Wrong(_hole_too_large, "only its own pages are freed"),
         ),
         hints=(
             "Both exits say the same in two ways: an address, a length, a direction. Read these three first.",

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from snpbook.guest import acceptance, msr_protocol, page_tables
-from snpbook.guest.boot import start
+from snpbook.guest.boot import Kernel, start
 from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import GuestCpu, ProgramFailure
 from snpbook.hardware.snapshot import Snapshot
@@ -24,7 +24,7 @@ from snpbook.host.vmm.exits import exit_record, put_exit_record
 from snpbook.host.vmm.guest import Vmm
 from snpbook.spec import uapi_kvm_structs as structs
 from snpbook.spec.ghcb import PSC_ENTRY, MsrCode, PageOperation
-from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.process import Advice
 from snpbook.spec.uapi_kvm import Exit, Ioctl
 from snpbook.system import Guest, System, sample_image
@@ -80,7 +80,7 @@ class Run:
     def set_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES."""
         self._seat.calls.append("attributes")
-        if self._seat.calls.count("attributes") == self._seat.story.refused:
+        if 0 < self._seat.story.refused <= self._seat.calls.count("attributes"):
             raise KernelError(errno.ENOMEM, "memory for the table of attributes", "a page", 0)
         given = structs.MEMORY_ATTRIBUTES.pack(address=gpa, size=size, attributes=attributes)
         self._vmm.process.ioctl(self._vmm.vm_fd, self._vmm.kernel.era.set_attributes, given)
@@ -111,7 +111,7 @@ Program = Callable[[GuestCpu], Coroutine[Any, Any, str]]
 class Story:
     """What a guest does, after the VMM has used the shared side of its page.
 
-    `refused` counts the calls for attributes up to one for which the kernel has no memory; 0 for none.
+    `refused` counts the calls for attributes up to the first for which the kernel has no memory any more; 0 for none.
     """
 
     program: Program
@@ -226,14 +226,21 @@ async def there_and_back(cpu: GuestCpu) -> str:
 
 
 async def shared_by_use(cpu: GuestCpu) -> str:
-    """Eight pages become private on one request; the first is then used as shared, without a word."""
-    kernel = await start(cpu, Layout.of(sample_image()))
-    await acceptance.accept(kernel.channel, range(PAGE, PAGE + _PAGES))
+    """Of eight private pages one is used as shared, without a word; what the others hold must not suffer."""
+    kernel = await _eight(cpu)
     c_bit = kernel.protections.c_bit
     assert c_bit is not None
-    await page_tables.mark(cpu, kernel.place, c_bit, range(PAGE, PAGE + 1), private=False)
-    await cpu.write(PLACE, PUBLIC)
-    return f"reads {await _read(cpu)}"
+    await page_tables.mark(cpu, kernel.place, c_bit, range(PAGE + 1, PAGE + 2), private=False)
+    await cpu.write(PLACE + PAGE_SIZE, PUBLIC)
+    others = {await _read(cpu, number) for number in range(_PAGES) if number != 1}
+    return f"reads {await _read(cpu, 1)}, and in its other pages {', '.join(sorted(others))}"
+
+
+async def eight_shared(cpu: GuestCpu) -> str:
+    """Eight private pages become shared on one request, and are not used any more."""
+    kernel = await _eight(cpu)
+    await acceptance.give_up(kernel.channel, range(PAGE, PAGE + _PAGES))
+    return "has given its pages up"
 
 
 async def refused(cpu: GuestCpu) -> str:
@@ -256,6 +263,14 @@ async def _accept(cpu: GuestCpu, page: int) -> str:
     return f"reads {await _read(cpu)}"
 
 
-async def _read(cpu: GuestCpu) -> str:
-    found: bytes = await cpu.read(PLACE, len(SECRET))
+async def _eight(cpu: GuestCpu) -> Kernel:
+    """Eight pages become private on one request, each with a secret."""
+    kernel = await start(cpu, Layout.of(sample_image()))
+    await acceptance.accept(kernel.channel, range(PAGE, PAGE + _PAGES))
+    await cpu.write(PLACE, SECRET.ljust(PAGE_SIZE, b"\0") * _PAGES)
+    return kernel
+
+
+async def _read(cpu: GuestCpu, number: int = 0) -> str:
+    found: bytes = await cpu.read(PLACE + (number << PAGE_SHIFT), len(SECRET))
     return repr(found.decode("latin-1"))

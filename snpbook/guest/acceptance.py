@@ -2,8 +2,10 @@
 
 Only this file validates. To private: ask, then validate. To shared: rescind, then ask. Each page is validated once: a
 PVALIDATE that changes nothing means that the hypervisor has put another page there, and ends the guest. A host without
-2 MB pages answers a 2 MB PVALIDATE with a size mismatch, and its 512 pages are validated one by one. Sources: GHCB
-specification; Linux arch/x86/coco/sev/core.c (vmgexit_psc, pvalidate_pages).
+2 MB pages answers a 2 MB PVALIDATE with a size mismatch, and its 512 pages are validated one by one. Pages that have
+been validated are touched unless the processor does without, so that no stale lines of theirs stay in a cache.
+Sources: GHCB specification; Linux arch/x86/coco/sev/core.c (vmgexit_psc, pvalidate_pages; sev_evict_cache is later than
+6.12).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from snpbook.guest.ghcb import Ghcb
 from snpbook.guest.svsm_pages import change_validation
 from snpbook.guest.termination import terminate
 from snpbook.hardware.dram import Words
+from snpbook.spec.cpuid import ENCRYPTED_MEMORY, ENCRYPTED_MEMORY_LEAF
 from snpbook.spec.ghcb import PSC_ENTRIES, PSC_ENTRY, PSC_HEADER, Nae, PageOperation
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
 from snpbook.spec.rmp import RmpCode
@@ -36,6 +39,8 @@ async def accept(ghcb: Ghcb, pages: range, entries: int = PSC_ENTRIES, *, large:
     await ask(ghcb, parts, PageOperation.PRIVATE, entries)
     for run in parts:
         await _change(ghcb, run, validate=True)
+    if not (await ghcb.cpu.cpuid(ENCRYPTED_MEMORY_LEAF)).decode(ENCRYPTED_MEMORY).coherency_sfw_no:
+        await ghcb.cpu.touch(pages.start << PAGE_SHIFT, len(pages))
 
 
 async def give_up(ghcb: Ghcb, pages: range, entries: int = PSC_ENTRIES) -> None:

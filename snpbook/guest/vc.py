@@ -129,13 +129,19 @@ async def _cpuid_by_page(ghcb: Ghcb, leaf: int, subleaf: int) -> leaves.Register
 
 
 async def _msr(vc: VcHandler, cpu: GuestCpu, exception: GuestException, registers: Registers) -> Result:
-    """RDMSR and WRMSR; the address of a calling area is answered without the hypervisor, and never written."""
+    """RDMSR and WRMSR; the address of a calling area is answered without the hypervisor, and never written.
+
+    So is the time-stamp counter under Secure TSC, by RDTSC.
+    """
     number, write = registers["rcx"] & _LOW, exception.instruction == Opcode.WRMSR.value
     if number == Msr.SVSM_CAA:
         area = vc.channel.area
         gpa = area.gpa if area else 0
         return {} if write else {"rax": gpa & _LOW, "rdx": gpa >> 32}
-    if vc.has(SevFeatures.SECURE_TSC) and number in (StateMsr.TSC, Msr.GUEST_TSC_FREQ):
+    if vc.has(SevFeatures.SECURE_TSC) and number == StateMsr.TSC:
+        now = 0 if write else await cpu.rdtsc()
+        return {} if write else {"rax": now & _LOW, "rdx": now >> 32}
+    if vc.has(SevFeatures.SECURE_TSC) and number == Msr.GUEST_TSC_FREQ:
         await terminate(cpu, Reason.SECURE_TSC, f"MSR {number:#x} is intercepted in spite of Secure TSC")
     if write:
         await vc.channel.call(Nae.MSR, 1, rcx=number, rax=registers["rax"] & _LOW, rdx=registers["rdx"] & _LOW)

@@ -20,6 +20,7 @@ from snpbook.spec.msr import HWCR_SMM_LOCK, IBS_FETCH_ENABLE, IBS_OP_ENABLE, Msr
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.vmcb import EVENT, EXCEPTION_VECTORS, VINTR_CTRL, EventKind, ExitCode, Vector
+from snpbook.spec.vmsa import EFER_SVME
 
 
 @dataclass
@@ -191,6 +192,7 @@ STATE_CHECKS = (
         "the VMPL exists (MODEL)",
         lambda c: not c.snp or c.area.loaded["vmpl"] < c.machine.product.vmpls,
     ),
+    Check("EFER.SVME is set in the VMSA", lambda c: not c.vmcb.sev_es or bool(c.area.loaded["efer"] & EFER_SVME)),
     Check(
         "SEV_FEATURES are known to the processor", lambda c: not int(c.features) & ~int(c.machine.product.sev_features)
     ),
@@ -225,6 +227,6 @@ STATE_CHECKS = (
         ExitCode.IDLE_REQUIRED,
     ),
 )
-"""Unknown bits of SEV_FEATURES are inferred, events that do not exist are from memory. No code says when the state of
-the performance counters gives INVALID_PMC: there is no check for it. 4 KB entries are assumed for the VMSA's page, and
-any guest address (inferred)."""
+"""Unknown bits of SEV_FEATURES are inferred, EFER.SVME and events that do not exist are from memory. No code says when
+the state of the performance counters gives INVALID_PMC: there is no check for it. 4 KB entries are assumed for the
+VMSA's page, and any guest address (inferred). Without SEV-ES the hypervisor keeps EFER.SVME set: unchecked (MODEL)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from snpbook.hardware.cache import Cache
 from snpbook.hardware.checks import USER_CPL, AccessKind
 from snpbook.hardware.dram import Bytes, Words
 from snpbook.hardware.exits import GuestException
@@ -26,6 +27,7 @@ from snpbook.spec.products import TSC_MHZ
 from snpbook.spec.vmcb import ExitCode
 from snpbook.spec.vmsa import RFLAGS_AC, SNP_ACTIVE
 
+_WORD = 8
 VECTOR_GP, VECTOR_PF, VECTOR_VC = 13, 14, 29
 _FLUSHING = {"cr0": False, "cr3": True, "cr4": False, "efer": False}
 """Registers whose load drops the guest's translations, and whether those of global pages stay."""
@@ -110,6 +112,18 @@ class GuestCore:
     def fetch(self, address: int, size: int) -> bytes | Fault:
         """Fetch instruction bytes: in a guest with SEV they are private whatever the tables say."""
         return self._get(address, size, AccessKind.FETCH)
+
+    def touch(self, address: int, count: int) -> tuple[int, Fault | None]:
+        """Read the first and the last byte of each of `count` pages: how many it got to, and the fault behind them.
+
+        What is read is not asked for. It brings lines into a cache; where there is none it does nothing.
+        """
+        found = self.translate(_virtual_pages(address, count * PAGE_SIZE))
+        if isinstance(self.machine.memory, Cache):
+            for key in distinct_keys(found.keys):
+                first = found.pages[found.keys == key] << U64(PAGE_SHIFT)
+                self.machine.memory.words(key, np.stack([first, first + U64(PAGE_SIZE - _WORD)]))
+        return len(found), found.fault
 
     def write(self, address: int, data: bytes) -> Fault | None:
         """Write guest virtual memory; on a fault nothing is written."""

@@ -11,7 +11,18 @@ from typing import Any
 from snpbook.hardware import guest_instructions
 from snpbook.hardware.dram import Bytes, flag, whole
 from snpbook.hardware.exits import GuestException
-from snpbook.hardware.operations import REGISTER_SIZE, Exchange, Execute, Invlpg, Load, Look, Operation, Read, Write
+from snpbook.hardware.operations import (
+    REGISTER_SIZE,
+    Exchange,
+    Execute,
+    Invlpg,
+    Load,
+    Look,
+    Operation,
+    Read,
+    Touch,
+    Write,
+)
 from snpbook.hardware.requests import Requests
 from snpbook.hardware.rmp_operations import Pvalidate, Rmpadjust, Rmpquery
 from snpbook.spec.cpuid import Registers
@@ -45,6 +56,10 @@ class GuestCpu:
     def read(self, address: int, size: int) -> Operation:
         """Bytes at a virtual address."""
         return Read(*_range(address, size))
+
+    def touch(self, address: int, count: int) -> Operation:
+        """Read the first and the last byte of each of `count` pages, for what that does to caches alone."""
+        return Touch(*_pages("a run of touches", address, count, False)[:2])
 
     def write(self, address: int, data: bytes) -> Operation:
         """Store bytes at a virtual address."""

@@ -16,9 +16,12 @@ from snpbook.hardware.core import GuestCore
 from snpbook.hardware.exits import GuestException, Npf
 from snpbook.hardware.intercepts import Stop
 from snpbook.spec.opcodes import Opcode
+from snpbook.spec.pages import PAGE_SIZE
 from snpbook.spec.vmcb import ExitCode, FaultError, Vector
 
 REGISTER_SIZE = 8
+_AT_ONCE = 1 << 16
+"""Pages of a run that are translated at once."""
 
 
 @dataclass(slots=True)
@@ -166,6 +169,23 @@ class Read(Operation):
     @property
     def value(self) -> bytes:
         return self.data or b""
+
+
+@dataclass(slots=True)
+class Touch(Operation):
+    """The first and the last byte of each page of a run read and dropped: two loads for each page, in a loop."""
+
+    address: int
+    count: int
+    done: int = 0
+
+    def step(self, core: GuestCore) -> Stop | None:
+        while self.done < self.count:
+            touched, fault = core.touch(self.address + self.done * PAGE_SIZE, min(self.count - self.done, _AT_ONCE))
+            self.done += touched
+            if fault is not None:
+                return fault
+        return None
 
 
 @dataclass(slots=True)

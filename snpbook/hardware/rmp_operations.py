@@ -17,9 +17,8 @@ from snpbook.hardware.page_instructions import Outcome
 from snpbook.hardware.walker import Fault
 from snpbook.spec.pages import LARGE_PAGE_SIZE, PAGE_SIZE
 
-
 LEAST, MOST = 1 << 11, 1 << 16
-"""Pages of a run that are translated at once: twice as many as the last fault was away, so that faults cost few walks."""
+"""Pages of a run that are translated at once: twice as many as to the last fault, so that faults cost few walks."""
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from snpbook.spec.layout import Layout, Record
 from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.sev_features import SevFeatures
 from snpbook.spec.vmcb import SAVE_AREA_OFFSET
-from snpbook.spec.vmsa import CHECKED_BYTES, DEBUG_REGISTERS, EFER_SVME, SAVE_AREA, UNSAVED_REGISTERS, VMSA
+from snpbook.spec.vmsa import CHECKED_BYTES, DEBUG_REGISTERS, SAVE_AREA, UNSAVED_REGISTERS, VMSA
 
 _TWEAKED = np.flatnonzero(np.unpackbits(np.frombuffer(VMSA_TWEAK_BITMAP, np.uint8), bitorder="little"))
 _NONCE = VMSA.fields["reg_prot_nonce"]
@@ -77,10 +77,7 @@ class SaveArea:
 
     def registers(self, core: Core) -> dict[str, Any]:
         """The registers at entry, by VMSA name: those of the area, and those that the core has kept."""
-        registers = _NOTHING | self.loaded | {name: core.registers[name] for name in self._unsaved}
-        if self.is_encrypted:
-            registers["efer"] |= EFER_SVME
-        return registers
+        return _NOTHING | self.loaded | {name: core.registers[name] for name in self._unsaved}
 
     def store(self, registers: dict[str, Any], core: Core) -> None:
         """Put the registers back at #VMEXIT: what changed into the area, the others into the core.

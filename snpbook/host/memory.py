@@ -49,7 +49,7 @@ class PageAllocator:
                 self._free[index : index + 1] = [rest for rest in (run[:skip], run[skip + count :]) if rest]
                 self.allocated += count
                 return run[skip : skip + count]
-        raise KernelError(errno.ENOMEM, "free host memory", f"{count} pages in a row", self.largest)
+        raise KernelError(errno.ENOMEM, "free host memory", f"{count} pages in a row", f"{self.largest} pages")
 
     def allocate_order9(self) -> range | None:
         """2 MiB in a row that begin at 2 MiB, for a huge page; None where memory is too full or too fragmented."""
@@ -80,7 +80,7 @@ class PageAllocator:
 
     def take(self, count: int) -> Words:
         """`count` frames, consecutive where there are as many in a row; ENOMEM where there are too few."""
-        check(count <= self.free, errno.ENOMEM, "free host memory", f"{count} pages", self.free)
+        check(count <= self.free, errno.ENOMEM, "free host memory", f"{count} pages", f"{self.free} pages")
         if count <= self.largest:
             return page_numbers(self.allocate(count))
         taken: list[range] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 
 from snpbook.exercises.accepted_once import REPLAY, played
-from snpbook.exercises.boot_requests import attested_boots, boot_requests
+from snpbook.exercises.boot_requests import acceptance_costs, attested, attested_boots, boot_requests
 from snpbook.exercises.replay import replayed
 from snpbook.guest.boot import Acceptance
+from snpbook.regimes.attested_boot import AttestedBoot
 from snpbook.system import Guest, System
 from snpbook.views.host_state import dmesg
 from snpbook.views.static import Static
@@ -22,9 +23,9 @@ INSTALLED = 256 << 20
 class Lab:
     """`system` runs the guests of the chapter; `theatre`, `eyes` and `race` have guests of their own."""
 
-    def __init__(self, product: str = "milan", seed: str = "inside the guest", era: str = "mainline") -> None:
+    def __init__(self, product: str = "milan", seed: str = "inside the guest") -> None:
         self.system = System(product, seed, installed=INSTALLED, cores=2)
-        self.system.host.boot(era)
+        self.system.host.boot("mainline")
 
     def __repr__(self) -> str:
         return f"Lab({self.system!r})"
@@ -46,6 +47,10 @@ class Lab:
         """The messages of the guest's kernel, as its user reads them."""
         return dmesg("\n".join(guest.dmesg))
 
+    def acceptance_costs(self, memory: str = "64 MiB", whole: str = "64 GiB") -> Static:
+        """What it takes to accept `memory`, counted on guests, and what it would take for `whole`, by arithmetic."""
+        return acceptance_costs(memory, whole)
+
     def game(self) -> Static:
         """The moves of the game in which a page is validated twice, on paper."""
         who = {"map": "host", "validate": "guest", "write": "guest", "read": "guest"}
@@ -60,6 +65,10 @@ class Lab:
     def replay(self, *, validates_at_faults: bool) -> str:
         """The same game played against a guest that runs, and what its program reads at the end."""
         return replayed(validates_at_faults=validates_at_faults)
+
+    def above_svsm(self) -> AttestedBoot:
+        """A guest with an SVSM, from its launch to an attested workload."""
+        return attested(Acceptance.LAZY, svsm=True)
 
     def attested(self) -> Static:
         """Three guests from launch to an attested workload, and what it cost each."""

@@ -31,11 +31,15 @@ class Lab:
         return "Lab(private memory)"
 
     def serve(self, on_exit: OnExit, story: str = FIRST_STORY) -> Static:
-        """One of the guest's stories, with `on_exit` in the VMM's place."""
+        """One of the guest's stories, with `on_exit` in the VMM's place. `ValueError` for no such story."""
+        if story not in STORIES:
+            raise ValueError(f"no story {story!r}: one of {', '.join(map(repr, STORIES))}")
         return private_memory.endings("The guest", {story: vmm_seat.told(on_exit, STORIES[story][0])})
 
     def forgets(self, what: str) -> Static:
-        """The stories that end otherwise with a VMM that forgets something."""
+        """The stories that end otherwise with a VMM that forgets something. `ValueError` for what none forgets."""
+        if what not in OMISSIONS:
+            raise ValueError(f"no VMM forgets {what!r}: one of {', '.join(map(repr, OMISSIONS))}")
         told = {name: vmm_seat.told(OMISSIONS[what], story) for name, (story, _) in STORIES.items()}
         wrong = {name: outcome for name, outcome in told.items() if outcome != meant(name)}
         return private_memory.endings(f"A VMM that forgets {what}", wrong)

@@ -14,8 +14,7 @@ from itertools import product
 import numpy as np
 
 from snpbook.guest import acceptance
-from snpbook.guest.boot import start
-from snpbook.guest.ghcb import Ghcb
+from snpbook.guest.boot import Kernel, start
 from snpbook.guest.layout import Layout
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.spec.ghcb import PSC_ENTRIES
@@ -76,7 +75,8 @@ def accept(
         await kernel.channel.features()  # the GHCB's own page is not to be counted
 
     async def go_on(cpu: GuestCpu) -> None:
-        await acceptance.accept(Ghcb(cpu, place.ghcb), pages, entries, large=large)
+        kernel = await Kernel.attach(cpu, place)
+        await acceptance.accept(kernel.channel, pages, entries, large=large)
 
     guest.run(begin)
     before, counted = replace(system.counts), _Exits()

@@ -60,13 +60,15 @@ class Cost:
 class AttestedBoot:
     """One row: the shape, the cost of the boot and that of the workload, what the owner concludes, the report.
 
-    `values` has what each vCPU left in its page: the round of a `MemoryToucher`, its number + 1.
+    `dmesg` are the messages of the guest's kernel; `values` has what each vCPU left in its page: the round of a
+    `MemoryToucher`, its number + 1.
     """
 
     product: str
     vcpus: int
     acceptance: Acceptance
     svsm: bool
+    dmesg: tuple[str, ...]
     boot: Cost
     work: Cost
     values: tuple[int, ...]
@@ -100,7 +102,8 @@ def attested_boot(
     public, report = attest(guest)
     values = tuple(_value(guest, number) for number in range(vcpus))
     verdict = system.owner(guest).verify(report, sha512(public).digest())
-    return AttestedBoot(product, vcpus, Acceptance(acceptance), svsm, boot, meter.read(), values, verdict, report)
+    shape = (product, vcpus, Acceptance(acceptance), svsm)
+    return AttestedBoot(*shape, tuple(guest.dmesg), boot, meter.read(), values, verdict, report)
 
 
 def table(

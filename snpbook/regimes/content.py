@@ -40,16 +40,27 @@ class Flip:
     raw_zeros: bool
 
 
-def flip(kind: str, backend: str, *, discard: bool, accept: bool = True, vmm_writes: bool = True) -> Flip:
+def flip(
+    kind: str,
+    backend: str,
+    *,
+    discard: bool,
+    accept: bool = True,
+    rescind: bool = False,
+    vmm_writes: bool = True,
+) -> Flip:
     """Private with a secret, shared, private again. An SNP guest that does not `accept` anew is stopped by a fault.
 
-    On registered memory the VMM's page is the guest's, so that what it `vmm_writes` destroys what is there.
+    It is to `rescind` its validation before it shares a page, as Linux does; what PVALIDATE says depends on that. On
+    registered memory the VMM's page is the guest's, so that what it `vmm_writes` destroys what is there.
     """
     regime, page = Regime(kind, backend, discard=discard), range(FIRST, FIRST + 1)
     regime.guest.launch()
     regime.convert(page, private=True)
     regime.touch(page, SECRET)
     before = regime.frames(page).tolist()
+    if rescind and kind == "snp":
+        regime.pvalidate(FIRST, validate=False)
     regime.convert(page, private=False)
     if vmm_writes:
         regime.vmm.write(FIRST << PAGE_SHIFT, PUBLIC)

@@ -6,7 +6,8 @@ start. Sources: RFC v7 and v8 letters; Linux 6.12.
 
 from __future__ import annotations
 
-from snpbook.guest.boot import Acceptance
+from snpbook.guest.acceptance import ask
+from snpbook.guest.boot import Acceptance, Kernel
 from snpbook.guest.layout import SHARED_PAGES, Layout
 from snpbook.hardware.dram import Words
 from snpbook.hardware.guest_cpu import GuestCpu
@@ -20,10 +21,12 @@ from snpbook.host.memory_files import PUNCH
 from snpbook.host.recount import Pages, recount
 from snpbook.host.vmm.exits import convert
 from snpbook.host.vmm.guest import Vmm
+from snpbook.spec.ghcb import PageOperation
 from snpbook.spec.pages import PAGE_SHIFT, PAGE_SIZE
 from snpbook.spec.private_memory import CELLS, Backend, cell
 from snpbook.spec.process import Advice
 from snpbook.spec.sizes import parse_size
+from snpbook.spec.uapi_kvm import HC_MAP_GPA_RANGE, MapGpaRange
 from snpbook.system import Guest, System
 
 MIB = 1 << 20
@@ -145,20 +148,52 @@ class Regime:
 
         return bytes(self.guest.run(program))
 
-    def pvalidate(self, gfn: int) -> tuple[int, bool]:
-        """What PVALIDATE of a page answers: its return code, and whether nothing changed."""
+    def pvalidate(self, gfn: int, *, validate: bool = True) -> tuple[int, bool]:
+        """What PVALIDATE of a page answers: its return code, and whether nothing changed. Or it rescinds."""
 
         async def program(cpu: GuestCpu) -> tuple[int, bool]:
-            codes, unchanged = await cpu.pvalidate(gfn << PAGE_SHIFT, 1)
+            codes, unchanged = await cpu.pvalidate(gfn << PAGE_SHIFT, 1, validate=validate)
             return int(codes[0]), bool(unchanged[0])
 
         code, same = self.guest.run(program)
         return code, same
 
+    def ask(self, gfns: range, *, private: bool) -> None:
+        """The guest, which has booted, asks for a conversion as its kind does, and rescinds what becomes shared before.
+
+        SNP: page state changes in lists. Others: KVM_HC_MAP_GPA_RANGE, where the slots have private files; a SEV guest
+        on registered memory has nobody to ask. `RuntimeError` where the hypercall fails.
+        """
+        place, upm = Layout.of(self.vmm.image), self.cell.upm
+        operation = PageOperation.PRIVATE if private else PageOperation.SHARED
+        flags = int(MapGpaRange.ENCRYPTED) if private else 0
+
+        async def change(cpu: GuestCpu) -> None:
+            kernel = await Kernel.attach(cpu, place)
+            if not private:
+                await cpu.pvalidate(gfns.start << PAGE_SHIFT, len(gfns), validate=False)
+            await ask(kernel.channel, [gfns], operation)
+
+        async def call(cpu: GuestCpu) -> int:
+            if self.kind == "sev-es":
+                await Kernel.attach(cpu, place)
+            await cpu.load(rax=HC_MAP_GPA_RANGE, rbx=gfns.start << PAGE_SHIFT, rcx=len(gfns), rdx=flags)
+            await cpu.vmmcall()
+            (answer,) = await cpu.look("rax")
+            return int(answer)
+
+        if self.kind == "snp":
+            self.guest.run(change)
+        elif upm and (answer := self.guest.run(call)):
+            raise RuntimeError(f"KVM_HC_MAP_GPA_RANGE for {gfns}: {answer:#x}")
+
     # The host.
 
     def convert(self, gfns: range, *, private: bool) -> None:
-        """What KVM or the VMM does when the guest asks; for SEV guests on registered memory nobody does anything."""
+        """What KVM or the VMM does when the guest asks, also for one that has not booted.
+
+        For SEV guests on registered memory nobody does anything.
+        """
         if self.vm.in_place:
             registered.convert(self.vm, gfns, private=private)
         elif self.cell.upm:

@@ -55,18 +55,18 @@ def workload(regime: Regime, plan: Plan = PLAN) -> Iterator[Sample]:
     done = 0
     for percent in plan.touched:
         more = pages[done : share(pages, percent)]
-        regime.convert(more, private=True)
+        regime.ask(more, private=True)
         yield regime.sample(f"converted {percent} %")
         regime.touch(more)
         yield regime.sample(f"touched {percent} %")
         done += len(more)
     part = pages[: share(pages, plan.converted)]
     for turn in range(1, plan.rounds + 1):
-        regime.convert(part, private=False)
+        regime.ask(part, private=False)
         if regime.cell.upm or regime.vm.in_place:
             regime.vmm.write(part.start << PAGE_SHIFT, b"shared".ljust(PAGE_SIZE, b"\0") * len(part))
         yield regime.sample(f"to shared, {turn}")
-        regime.convert(part, private=True)
+        regime.ask(part, private=True)
         yield regime.sample(f"to private, {turn}")
         regime.touch(part)
         yield regime.sample(f"touched again, {turn}")

@@ -34,6 +34,10 @@ class Course:
     name: str
     points: tuple[Point, ...]
 
+    def until(self, share: int) -> Course:
+        """The same guest, whose programs use `share` per cent of what they use here."""
+        return Course(self.name, self.points[: 1 + (len(self.points) - 1) * share // 100])
+
 
 def course(courses: Sequence[Course], memory: int) -> Static:
     """The lines of all guests, which have `memory` MiB each, and their numbers."""

@@ -38,4 +38,4 @@ class AcceptanceRace(View, w.VBox):
         return self.course.static()
 
     def _run(self) -> list[Course]:
-        return [followed(when, self.memory.value, self.used.value) for when in Acceptance]
+        return [followed(when, self.memory.value).until(self.used.value) for when in Acceptance]

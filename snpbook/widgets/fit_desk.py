@@ -11,12 +11,14 @@ from functools import cache
 import ipywidgets as w
 
 from snpbook.regimes.fit import Fit, filling
-from snpbook.regimes.regime import ENCRYPTED
+from snpbook.regimes.regime import ENCRYPTED, FIRST
+from snpbook.spec.pages import PAGE_SHIFT
+from snpbook.spec.sizes import parse_size
 from snpbook.views.memory_fit import Guess, fits
 from snpbook.views.static import Static
 from snpbook.widgets.view import Panel, View
 
-TOUCHED = 50
+USED = 50
 """Per cent of its memory that each guest uses."""
 FULL, SMALL = ("8 GiB", "1 GiB"), ("256 MiB", "32 MiB")
 _LABEL = {"description_width": "initial"}
@@ -29,7 +31,9 @@ _NAMES: Mapping[str, tuple[str, str]] = {
 def filled(kind: str, backend: str, size: tuple[str, str]) -> Sequence[Fit]:
     """How a host filled up; the same again is not run again."""
     installed, guest = size
-    return tuple(filling(kind, backend, touched=TOUCHED, guest=guest, installed=installed))
+    pages = parse_size(guest) >> PAGE_SHIFT
+    touched = USED * pages // (pages - FIRST)
+    return tuple(filling(kind, backend, touched=touched, guest=guest, installed=installed))
 
 
 class FitDesk(View, w.VBox):
@@ -47,7 +51,12 @@ class FitDesk(View, w.VBox):
         super().__init__([row, self.result])
 
     def predict(self, regime: str, guess: int) -> Static:
-        """Choose a regime, guess, and start guests: the verdict, with those of the guesses before."""
+        """Choose a regime, guess, and start guests: the verdict, with those of the guesses before.
+
+        `ValueError` for no such regime.
+        """
+        if regime not in _NAMES:
+            raise ValueError(f"no regime {regime!r}: one of {'; '.join(_NAMES)}")
         self.regime.value, self.guess.value = regime, guess
         self._start()
         return self.result.static()

@@ -18,6 +18,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the playwright p
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MAP = ".snpbook-map canvas >> nth=0"
+_CHAPTER = 3 * PATIENCE
+"""Seconds that all cells of a chapter may take together, beside other tests."""
 _FLAGS = [
     "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-domain-reliability", "--no-first-run",
@@ -92,7 +94,7 @@ class LabPage:
         self.page.wait_for_function(f"({_PROMPTS})().every(count => count === 0)")
         self.choose("Run", "Run All Cells")
         script = f"error => ({_PROMPTS})().every(count => count > 0) || document.querySelector(error)"
-        self.page.wait_for_function(script, arg=_ERROR)
+        self.page.wait_for_function(script, arg=_ERROR, timeout=_CHAPTER * 1000)
 
     def cell(self, text: str) -> "playwright.Locator":
         """The code cell whose source holds `text`."""

@@ -11,16 +11,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this ma
 NAME = "06_inside_the_guest.ipynb"
 
 
-def press(notebook: LabPage, button: Any, key: str = "Enter") -> None:
-    button.focus()
-    notebook.page.keyboard.press(key)
-
-
-def write(notebook: LabPage, field: Any, text: str) -> None:
-    field.focus()
-    notebook.page.keyboard.press("ControlOrMeta+a")
-    notebook.page.keyboard.type(text)
-    notebook.page.keyboard.press("Enter")
+def write(field: Any, text: str) -> None:
+    field.press("ControlOrMeta+a")
+    field.press_sequentially(text)
+    field.press("Enter")
 
 
 def test_an_answer_is_tampered_with(notebook: LabPage) -> None:
@@ -30,14 +24,14 @@ def test_an_answer_is_tampered_with(notebook: LabPage) -> None:
     cell.get_by_text("5 pages are shared").first.wait_for()
     cell.get_by_role("combobox", name="The hand changes").select_option(label="cur_entry")
     number = cell.get_by_role("textbox", name="New value")
-    write(notebook, number, "9")
+    write(number, "9")
     cell.get_by_text("the guest stops").wait_for()
     cell.get_by_text("reason set 1, 1: PSC").first.wait_for()
     page = cell.get_by_role("table", name="The GHCB: PAGE_STATE_CHANGE")
     assert "✗ 9" in page.inner_text()
-    write(notebook, number, "0x10000")
+    write(number, "0x10000")
     cell.get_by_role("alert").get_by_text("does not fit 16 bits").wait_for()
-    write(notebook, number, "5")
+    write(number, "5")
     cell.get_by_text("the guest goes on").wait_for()
 
 
@@ -48,24 +42,24 @@ def test_the_sequence_is_a_picture_and_a_table(notebook: LabPage) -> None:
         "Sequence", "The",
     ]  # fmt: skip
     assert cell.get_by_role("table", name="five pages become shared").count() == 0
-    press(notebook, cell.locator("summary"))
+    cell.locator("summary").press("Enter")
     cell.get_by_role("table", name="five pages become shared").wait_for()
 
 
 def test_a_page_is_written_shared_and_taken_back(notebook: LabPage) -> None:
     cell = notebook.line("lab.eyes")
     cell.get_by_role("combobox", name="Page").select_option(label="another page of it")
-    write(notebook, cell.get_by_role("textbox", name="Text"), "seen by keyboard")
-    press(notebook, cell.get_by_role("button", name="Guest: write"))
+    write(cell.get_by_role("textbox", name="Text"), "seen by keyboard")
+    cell.get_by_role("button", name="Guest: write").press("Enter")
     cell.get_by_text("the guest has written the text").wait_for()
     row = cell.get_by_role("row", name="as text")
     assert row.inner_text().count("seen by keyboard") == 1, "by the guest alone"
-    press(notebook, cell.get_by_role("button", name="Guest: share"))
+    cell.get_by_role("button", name="Guest: share").press("Enter")
     cell.get_by_text("the page is shared now").wait_for()
-    press(notebook, cell.get_by_role("button", name="Guest: write"), "Space")
+    cell.get_by_role("button", name="Guest: write").press("Space")
     cell.get_by_text("the guest has written the text").wait_for()
     assert row.inner_text().count("seen by keyboard") == 2, "by both"
-    press(notebook, cell.get_by_role("button", name="Guest: take back"))
+    cell.get_by_role("button", name="Guest: take back").press("Enter")
     cell.get_by_text("the page is private now").wait_for()
     assert "seen by keyboard" not in row.inner_text()
 

@@ -9,11 +9,13 @@ from itertools import product
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from snpbook.attest.checks import Result
 from snpbook.exercises import exercise
 from snpbook.exercises.accepted_once import REPLAY, asked_lists, fate, lists, played, reads
+from snpbook.exercises.boot_requests import acceptance_costs
 from snpbook.exercises.checking import tried
 from snpbook.exercises.inside_the_guest import believable, goes_on
 from snpbook.exercises.replay import replayed
@@ -119,6 +121,35 @@ def test_whatever_an_answer_does_is_told(number: int) -> None:
     asked = exercise(f"inside_the_guest.{number}")
     assert "KeyError" in repr(tried(asked, explodes))
     assert "[1]" in repr(tried(asked, lambda *_: [1]))
+
+
+@pytest.mark.parametrize(("number", "reference"), [(1, believable), (2, goes_on)])
+@pytest.mark.parametrize("kind", [int, np.bool_])
+def test_true_and_false_may_be_of_any_type(number: int, reference: Any, kind: Any) -> None:
+    assert tried(exercise(f"inside_the_guest.{number}"), lambda *told: kind(reference(*told)))
+
+
+@pytest.mark.parametrize(
+    ("number", "said", "words"),
+    [(1, 2, "2, which is neither True nor False"), (2, "yes", "'yes', which is neither True nor False"),
+     (3, "Done", "'Done', which is none of 'done', 'smaller', 'end'"), (1, ..., "does not return a value"),
+     (2, ..., "does not return a value"), (3, None, "does not return a value")],
+)  # fmt: skip
+def test_what_is_no_verdict_is_told_as_such(number: int, said: object, words: str) -> None:
+    assert words in repr(tried(exercise(f"inside_the_guest.{number}"), lambda *_: said))
+
+
+# What memory costs.
+
+
+def test_costs_are_counted_and_reckoned() -> None:
+    """16 MiB are 4,096 pages or 8 of 2 MB; 64 GiB are 16,777,216 pages or 32,768 of 2 MB."""
+    rows = [line.split()[-5:] for line in acceptance_costs("16 MiB", "64 GiB").text.splitlines()[3:6]]
+    assert rows == [
+        ["17", "4,096", "0", "66,314", "262,144"],
+        ["1", "4,104", "8", "130", "512"],
+        ["1", "8", "0", "130", "512"],
+    ]
 
 
 # The guest on which answers are tried.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
 from snpbook.guest import msr_protocol, page_tables
-from snpbook.guest.acceptance import ask, give_up
+from snpbook.guest.acceptance import accept, ask, give_up
 from snpbook.guest.boot import Kernel
 from snpbook.guest.conversions import make_private, make_shared
+from snpbook.guest.ghcb import Ghcb
 from snpbook.guest.layout import Layout
 from snpbook.guest.termination import Terminated
+from snpbook.hardware.cache import Cache
+from snpbook.hardware.core import GuestCore
 from snpbook.hardware.executor import CoroutineExecutor
 from snpbook.hardware.exits import GuestException
 from snpbook.hardware.guest_cpu import GuestCpu
@@ -21,8 +25,10 @@ from snpbook.spec.ghcb import PageOperation
 from snpbook.spec.termination import Reason
 from snpbook.system import Guest
 from snpbook.trace import Instruction, VmExit
+from tests.guest.bare import PLACE, Answer, Bare
 from tests.guest.booted import fresh
 from tests.machines import PAGE, private_bytes
+from tests.sampling import sampled
 
 C_BIT = 51
 ERAS = pytest.mark.parametrize("era", ["rfc-v7", "mainline"])
@@ -59,9 +65,7 @@ def played(era: str, parts: list[range], entries: int) -> tuple[Any, ...]:
     return page, vm.is_private(range(0xC00)).tolist(), rmp.peek(range(rmp.entries)).tobytes(), counts
 
 
-@ERAS
-@pytest.mark.parametrize("entries", [64, 253, 7])
-@pytest.mark.parametrize("name", list(RUNS))
+@pytest.mark.parametrize(("name", "entries", "era"), sampled(product(RUNS, (64, 253, 7), ("rfc-v7", "mainline")), 8))
 def test_lists_together_do_what_lists_in_turn_do(
     name: str, entries: int, era: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,3 +259,65 @@ def test_bulk_conversion_and_back(era: str) -> None:
     assert kernel_program(guest, body) == b"kept"
     assert private_bytes(guest, 0x400000, 4) == b"kept"
     assert guest.vmm.vm.is_private(range(0x210, 0x610)).all()
+
+
+# Stale lines.
+
+HOSTS = range(0x30, 0x32)
+"""Pages that were the host's, who has written all of them, when the guest asks for them."""
+
+
+class Written(Bare):
+    """A guest on a machine with a cache, whose hypervisor answers a request with pages that it has just written."""
+
+    def __init__(self, ebx: int) -> None:
+        super().__init__(cpuid=[(0x8000001F, 0, 0, 0, 0x1A, ebx, 0, 0)])
+        self.cache = Cache(self.bench.machine.encryption, coherent=True)
+        self.bench.machine.memory = self.cache
+
+    def _serve(self, *arguments: Any) -> None:
+        self.cache.wbinvd()
+        super()._serve(*arguments)
+        for gfn in HOSTS:
+            self.bench.map(gfn, 0x900 + gfn)
+            self.bench.cpu.write((0x900 + gfn) * PAGE, b"old" * 1365)
+            self.bench.assign(0x900 + gfn, gfn, validated=0)
+
+    @property
+    def stale(self) -> list[tuple[int, int]]:
+        """The host's lines of the pages: page and line."""
+        lines = self.cache.lines()
+        mine = lines[lines["key_id"] == 0]["spa"].tolist()
+        return [(spa // PAGE - 0x900, spa % PAGE // 64) for spa in mine if spa // PAGE - 0x900 in HOSTS]
+
+
+@pytest.mark.parametrize(("ebx", "left"), [(0x4173, range(1, 63)), (1 << 31 | 0x4173, range(64))])
+def test_what_is_validated_is_touched_where_the_processor_needs_it(ebx: int, left: range) -> None:
+    """CPUID 8000_001F EBX[31] says that it does not: there the host's lines stay, of the ends of pages too."""
+    guest = Written(ebx)
+    buffer = b"\2\0\1\0".ljust(8, b"\0")
+    guest.run(lambda cpu: accept(Ghcb(cpu, PLACE.ghcb), HOSTS), Answer(buffer=buffer))
+    assert guest.stale == [(gfn, line) for gfn in HOSTS for line in left]
+
+
+@ERAS
+def test_each_page_is_touched_once(era: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ranges with 2 MB pages too, and after it has been validated; what is given up is not."""
+    guest, pages, honest = fresh(era), range(0x210, 0x610), GuestCore.touch
+    touched: list[int] = []
+
+    def touch(core: GuestCore, address: int, count: int) -> Any:
+        done, fault = honest(core, address, count)
+        touched.extend(range(address // PAGE, address // PAGE + done))
+        return done, fault
+
+    monkeypatch.setattr(GuestCore, "touch", touch)
+
+    async def body(kernel: Kernel, place: Layout) -> int:
+        await make_shared(kernel.channel, place, C_BIT, pages)
+        before = len(touched)
+        await make_private(kernel.channel, place, C_BIT, pages)
+        return before
+
+    assert kernel_program(guest, body) == 0
+    assert touched == list(pages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,8 @@ from snpbook.guest.layout import SHARED_PAGES, Layout
 from snpbook.guest.page_tables import use
 from snpbook.guest.termination import Terminated
 from snpbook.hardware.guest_cpu import GuestCpu
+from snpbook.hardware.iommu import DmaBlocked
+from snpbook.hardware.ports import Device
 from snpbook.host.vmm.configuration import DirectBoot
 from snpbook.spec.ghcb import PageOperation
 from snpbook.spec.sev_features import SevFeatures
@@ -23,7 +26,7 @@ from snpbook.spec.uapi_kvm import Exit
 from snpbook.system import Guest, System, sample_image
 from snpbook.trace import VmExit
 from tests.guest.booted import fresh
-from tests.machines import MIB, PAGE, booted, launched, private_bytes
+from tests.machines import MIB, PAGE, booted, frame_of, launched, private_bytes
 from tests.sampling import sampled
 
 C_BIT = 51
@@ -190,6 +193,86 @@ def test_bounce_buffers() -> None:
 @pytest.mark.parametrize(("memory", "size"), [(1 << 30, 64 << 20), (4 << 30, 257698037), (1 << 40, 1 << 30)])
 def test_how_much_bounces(memory: int, size: int) -> None:
     assert bounce_size(memory) == size
+
+
+class Disk:
+    """A virtual disk with DMA: a request is four words in a page that its driver shares, data lies where it says."""
+
+    def __init__(self, guest: Guest, ring: int) -> None:
+        self.guest, self.ring, self.device = guest, ring, Device(guest.system.machine)
+        self.sectors: dict[int, bytes] = {}
+
+    def frame(self, gpa: int) -> int:
+        """Where the host has a page of the guest that is shared."""
+        vmm, gfns = self.guest.vmm, range(gpa // PAGE, gpa // PAGE + 1)
+        slot = vmm.vm.slots.of(gfns.start)
+        assert slot is not None
+        return int(slot.shared_frames(vmm.process.space, gfns)[0]) * PAGE
+
+    def serve(self) -> None:
+        """One request, page by page."""
+        gpa, size, sector, is_write = struct.unpack("<QIII", self.device.dma_read(self.frame(self.ring), 20))
+        data, parts = self.sectors.get(sector, b"").ljust(size, b"."), []
+        for at in range(0, size, PAGE):
+            spa, count = self.frame(gpa + at) + (gpa + at) % PAGE, min(PAGE, size - at)
+            if is_write:
+                parts.append(self.device.dma_read(spa, count))
+            else:
+                self.device.dma_write(spa, data[at : at + count])
+        if is_write:
+            self.sectors[sector] = b"".join(parts)
+
+
+@ERAS
+def test_a_disk_sees_what_bounces_and_nothing_else(era: str) -> None:
+    """64 MB of the 96 are shared for it; a block goes out, another comes back; private memory is out of its reach."""
+    guest = fresh(era, memory="96 MiB")
+    place, size = Layout.of(guest.vmm.image), bounce_size(96 * MIB)
+    pool, home, ring = range(0x2000, 0x2000 + size // PAGE), 0x1200000, 0x1100000
+    disk, used = Disk(guest, ring), dict[int, int]()
+    block = bytes(range(256)) * 32
+
+    def driver(act: Any) -> Any:
+        async def program(cpu: GuestCpu) -> Any:
+            kernel = await Kernel.attach(cpu, place)
+            return await act(cpu, kernel, BounceBuffers(kernel.channel, pool, used))
+
+        return guest.run(program)
+
+    async def write(cpu: GuestCpu, kernel: Kernel, buffers: BounceBuffers) -> int:
+        for pages in (pool, range(ring // PAGE, ring // PAGE + 1)):
+            await make_shared(kernel.channel, place, C_BIT, pages)
+        await cpu.write(home, block)
+        address = await buffers.map(await cpu.read(home, len(block)))
+        await cpu.write(ring, struct.pack("<QIII", address, len(block), 7, 1))
+        return address
+
+    async def read(cpu: GuestCpu, kernel: Kernel, buffers: BounceBuffers) -> int:
+        await buffers.unmap(address)
+        again = await buffers.map(bytes(len(block)))
+        await cpu.write(ring, struct.pack("<QIII", again, len(block), 7, 0))
+        return again
+
+    async def finish(cpu: GuestCpu, kernel: Kernel, buffers: BounceBuffers) -> bytes:
+        await cpu.write(home + 0x4000, await buffers.unmap(address))
+        data: bytes = await cpu.read(home + 0x4000, len(block))
+        return data
+
+    address = driver(write)
+    assert address in range(pool.start * PAGE, pool.stop * PAGE)
+    assert not guest.vmm.vm.is_private(pool).any()
+    disk.serve()
+    assert disk.sectors == {7: block}
+    spa = frame_of(guest.vmm.vm, home)
+    assert disk.device.dma_read(spa, 64) != block[:64], "the private block itself is ciphertext to a device"
+    with pytest.raises(DmaBlocked):
+        disk.device.dma_write(spa, b"from the disk")
+    disk.sectors[7] = b"fresh" + block[5:]
+    address = driver(read)
+    disk.serve()
+    assert driver(finish) == b"fresh" + block[5:]
+    assert guest.vmm.read(address, len(block)) == bytes(len(block)), "wiped"
+    assert private_bytes(guest, home, 8) == block[:8], "what the driver did not ask for is as it was"
 
 
 # Further processors.

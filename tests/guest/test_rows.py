@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from snpbook.guest import vc
+from snpbook.guest.tsm import ReportEntry
 from snpbook.spec import ghcb
-from snpbook.spec.ghcb import GhcbError, MsrCode, Nae, VmmError
+from snpbook.spec.ghcb import GhcbError, MsrCode, Nae, PageOperation, VmmError
 from snpbook.spec.uapi_sev_guest import GuestIoctl
-from snpbook.spec.vmcb import ExitCode
+from snpbook.spec.vmcb import AUTOMATIC_EXITS, ExitCode
+from tests.guest.test_requests_by_page import LISTS
 
 TESTS = Path(__file__).parent.parent
 NOTHING = ""
@@ -197,6 +200,36 @@ def test_no_request_is_forgotten() -> None:
     assert {code for code, (guest, _) in NAE.items() if not guest} == WHY.keys()
     assert ERRORS.keys() == set(GhcbError)
     assert {key for key in IOCTL if isinstance(key, int)} == set(GuestIoctl)
+
+
+HANDLED = {0x27, 0x37, 0x6E, 0x6F, 0x72, 0x7B, 0x7C, 0x81, 0x87, 0x89, 0x8A, 0x8B, 0x400}
+"""Exit codes of #VC that a kernel serves; 0x41 and 0x51 become #DB and #AC. All others end it."""
+OPERATIONS = {1: "private", 2: "shared"}
+FAILURES = {"header invalid": 1 << 32 | 1, "entry invalid": 1 << 32 | 2, "generic failure": 0x100 << 32}
+WRITTEN = {"inblob", "privlevel", "service_provider", "service_guid", "service_manifest_version"}
+READ = {"outblob", "auxblob", "manifestblob", "provider", "generation", "privlevel_floor"}
+"""Attributes of a report's directory, which are for the one or for the other."""
+
+
+def test_exit_codes_of_vc() -> None:
+    assert vc._HANDLERS.keys() == HANDLED
+    assert vc._FORWARDED == {0x41: 1, 0x51: 17}
+    by_page = HANDLED - {0x400} | {0x76}
+    assert by_page == {code for code in NAE if code < 1 << 31}, "each has its event; INVD has one that nobody sends"
+    assert not HANDLED & AUTOMATIC_EXITS - {0x400}
+
+
+def test_rows_of_lists() -> None:
+    assert {int(operation): operation.name.lower() for operation in PageOperation} == OPERATIONS
+    assert {name: LISTS[name].fields["info2"] for name in FAILURES} == FAILURES
+    assert FAILURES.keys() < PSC.keys()
+
+
+def test_attributes_of_a_report() -> None:
+    public = {name for name in vars(ReportEntry) if not name.startswith("_")} - {"driver"}
+    written = {name.removeprefix("write_") for name in public if name.startswith("write_")}
+    assert written == WRITTEN
+    assert {name for name in public if not name.startswith("write_")} == READ
 
 
 def test_numbers_of_failures() -> None:

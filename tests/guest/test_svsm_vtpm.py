@@ -12,6 +12,7 @@ from snpbook.guest.svsm.endorsement_key import _prime, modulus
 from snpbook.hardware.guest_cpu import GuestCpu
 from tests.guest.svsm_world import ADDRESS, FIRST_VMSA, OK, PARAMETER, SECRETS, STATE, VTPM, call, fresh, pvalidate, run
 from tests.machines import PAGE, private_bytes
+from tests.sampling import sampled
 
 BUFFER = 0x300000
 STARTUP = bytes.fromhex("8001 0000000c 00000144 0000")
@@ -67,12 +68,12 @@ def test_query() -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "head", "expected"),
-    [
+    sampled([
         (0, (8, 0, 12), PARAMETER), (BUFFER, (8, 1, 12), PARAMETER), (BUFFER, (9, 0, 12), PARAMETER),
         (BUFFER, (0, 0, 12), PARAMETER), (BUFFER, (8, 0, 4088), PARAMETER), (BUFFER, (8, 0, 1 << 31), PARAMETER),
         (SECRETS, None, ADDRESS), (STATE - 8, None, ADDRESS), (FIRST_VMSA, None, ADDRESS), (1 << 40, None, ADDRESS),
         ((12 << 20) - 16, None, ADDRESS), (0x305000, None, ADDRESS),
-    ],
+    ], 6),
 )  # fmt: skip
 def test_buffers_that_are_refused(buffer: int, head: tuple[int, int, int] | None, expected: int) -> None:
     async def body(cpu: GuestCpu) -> int:
@@ -102,7 +103,7 @@ def test_a_buffer_need_not_be_aligned() -> None:
 
 @pytest.mark.parametrize(
     ("given", "started", "expected"),
-    [
+    sampled([
         (b"", True, 0x142), (STARTUP[:9], True, 0x142), (STARTUP + b"\0", True, 0x142),
         (b"\x12" + STARTUP[1:], True, 0x1E),
         (command(0x153), True, 0x143), (command(0x131), True, 0x143), (command(0x158), True, 0x143),
@@ -115,7 +116,7 @@ def test_a_buffer_need_not_be_aligned() -> None:
         (command(0x182, struct.pack(">I", 17) + PASSWORD + bytes(4), 0x8002), True, 0x907),
         (command(0x182, bytes(4) + PASSWORD[:-1] + b"\1" + b"x" + bytes(4), 0x8002), True, 0x144),
         (command(0x182, bytes(4) + WRONG_PASSWORD + bytes(4), 0x8002), True, 0x98E),
-    ],
+    ], 10),
 )  # fmt: skip
 def test_commands_that_fail(given: bytes, started: bool, expected: int) -> None:
     (answer,) = answers(given, started=started)

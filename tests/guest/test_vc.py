@@ -17,6 +17,7 @@ MSR = 0x123456
 """None that the guest has of its own, and outside of the permission map."""
 MMIO = DEVICE * PAGE
 BUFFER = PLACE.ghcb + 0x800
+MSR_PERMISSIONS = 0xB00000
 
 
 def port(number: int, size: int, *, is_in: bool = False, string: bool = False) -> int:
@@ -278,3 +279,20 @@ def test_a_secure_counter_that_is_intercepted_ends_the_guest(code: int) -> None:
     with pytest.raises(Terminated):
         guest.run(lambda cpu: _(cpu.rdtsc() if code == 0x6E else cpu.rdtscp()))
     assert guest.ended_with == (1, 10)
+
+
+def test_a_secure_counter_is_not_asked_of_the_hypervisor() -> None:
+    """Its MSR, where that is intercepted, is read by RDTSC, and not written."""
+
+    async def body(cpu: GuestCpu) -> tuple[int, int, int]:
+        await cpu.wrmsr(0x10, 5)
+        return await cpu.rdtsc(), await cpu.rdmsr(0x10), await cpu.rdtsc()
+
+    guest = Bare(0x7C, features=1 | 1 << 9)
+    guest.bench.machine.dram.write(MSR_PERMISSIONS, b"\xff" * 2 * PAGE)
+    guest.bench.vmcb["msrpm_base_pa"] = MSR_PERMISSIONS
+    guest.bench.set_vmcb()
+    guest.bench.set_vmsa(sev_features=1 | 1 << 9, guest_tsc_scale=1 << 32)
+    before, found, after = guest.run(body)
+    assert before < found < after
+    assert not guest.requests

@@ -130,6 +130,7 @@ ROWS: dict[str, tuple[str, int, Spoil, int, str]] = {
     "SEV-ES VMSA spoilt": ("es", 0, spoil_vmsa, INVALID, "checksum"),
     "SEV-ES VMSA never launched": ("es", 0, lambda b: b.machine.vmsa_checksums.clear(), INVALID, "checksum"),
     "no such VMPL": ("snp", 1, lambda b: b.set_vmsa(vmpl=4), INVALID, "VMPL exists"),
+    "SVM off": ("snp", 1, lambda b: b.set_vmsa(efer=0x400), INVALID, "EFER.SVME"),
     "feature of a later product": ("snp", 1 | 1 << 16, lambda b: None, INVALID, "known to the processor"),
     "feature without a name": ("snp", 1 | 1 << 40, lambda b: None, INVALID, "known to the processor"),
     "feature not allowed": ("snp", 1 | 1 << 5, lambda b: allow(b, 1), INVALID, "ALLOWED_SEV_FEATURES"),

@@ -207,3 +207,27 @@ def test_keys_differ_from_guest_to_guest() -> None:
     mine, theirs = (guest.machine.encryption.read_pages(asid, pages).tobytes() for asid in (ASID, ASID + 1))
     assert mine[0x10:0x15] == b"hello"
     assert theirs[0x10:0x15] != b"hello"
+
+
+def test_touching_goes_on_where_it_stopped() -> None:
+    """One byte at each end of a page; a page that is not there is an exit, one that is not validated an exception."""
+    guest = Bench()
+    for gfn in (0, 1, 3):
+        guest.give(gfn, 0x900 + gfn)
+
+    async def program(cpu: GuestCpu) -> Any:
+        await cpu.touch(0, 4)
+        try:
+            await cpu.touch(5 * PAGE, 1)
+        except GuestException as exception:
+            return exception.vector, exception.error
+
+    guest.start(program)
+    fault = guest.run()
+    assert isinstance(fault, Npf)
+    assert (fault.gpa, fault.count) == (2 * PAGE, 1)
+    assert guest.run() == fault, "it stands where it was"
+    guest.give(2, 0x902)
+    guest.give(5, 0x905, validated=0)
+    assert guest.run() == Hlt()
+    assert guest.executor.outcome == (29, 0x404)

@@ -20,8 +20,8 @@ KEPT = {
     ("plain", "guest_memfd"): (Found.SECRET, None),
     ("plain", "null"): (Found.SECRET, None),
 }
-PUNCHED = {
-    **{each: (Found.NOISE, NEW if each[0] == "snp" else None) for each in ENCRYPTED},
+PUNCHED: dict[tuple[str, str], tuple[Found, tuple[int, bool] | None]] = {
+    **{(kind, backend): (Found.NOISE, NEW if kind == "snp" else None) for kind, backend in ENCRYPTED},
     ("plain", "guest_memfd"): (Found.ZEROS, None),
     ("plain", "null"): (Found.ZEROS, None),
 }
@@ -39,6 +39,14 @@ def test_without_a_punch(kind: str, backend: str) -> None:
 def test_with_a_punch(kind: str, backend: str) -> None:
     found = flip(kind, backend, discard=True)
     assert (found.found, found.pvalidate) == PUNCHED[kind, backend]
+
+
+@pytest.mark.parametrize("backend", ["registered", "restricted", "guest_memfd"])
+def test_a_guest_that_rescinds_first_accepts_the_old_page(backend: str) -> None:
+    """As Linux does: PVALIDATE changes something then, so that only the contents tell that the page is the old one."""
+    found = flip("snp", backend, discard=False, rescind=True)
+    assert found.pvalidate == NEW
+    assert found.found is (Found.NOISE if backend == "registered" else Found.SECRET)
 
 
 @pytest.mark.parametrize(("kind", "backend"), ZEROED)

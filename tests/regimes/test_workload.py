@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from snpbook.host.recount import Pages
 from snpbook.regimes.workload import Plan, workload
 from snpbook.spec.uapi_kvm_structs import ENC_REGION
-from snpbook.trace import Event, FirmwareCommand, Ioctl
+from snpbook.trace import Event, FirmwareCommand, Ioctl, VmExit
 from tests.host.regimes import CELLS, ENCRYPTED, FIRST, PAGE, PRIVATE_FILES, Regime, Watch
 
 TOTAL = 4096 + 16
@@ -92,6 +93,44 @@ def test_conversions_without_discard_keep_both_sides(kind: str, backend: str) ->
     assert at["idle"].private == at["touched 50 %"].private, "no side gives anything back"
 
 
+ASKED = {"plain": (1, 1, 1), "sev": (1, 1, 1), "sev-es": (3, 3, 3), "snp": (1, 1, 6)}
+"""Exits with a request by the three conversions: a hypercall, with CPUID asked for twice where that is intercepted, or
+lists of 253 pages."""
+
+
+@pytest.mark.parametrize(("kind", "backend"), CELLS)
+def test_the_guest_asks_for_its_conversions(kind: str, backend: str) -> None:
+    """But a SEV guest on registered memory, which has nobody to ask; KVM or the VMM then does what it wants."""
+    regime, seen = Regime(kind, backend), Counter[str]()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Ioctl):
+            seen[event.name] += 1
+        elif isinstance(event, VmExit):
+            seen[event.reason] += event.count
+
+    regime.system.trace.subscribe(look)
+    found: dict[str, tuple[int, int]] = {}
+    for sample in workload(regime):
+        found[sample.label] = seen["VMGEXIT"] + seen["VMMCALL"], seen["KVM_SET_MEMORY_ATTRIBUTES"]
+        seen.clear()
+    asks = regime.cell.upm or kind == "snp"
+    conversions = [found[f"converted {percent} %"] for percent in USED]
+    assert [exits for exits, _ in conversions] == [number * asks for number in ASKED[kind]]
+    assert [calls for _, calls in conversions] == [regime.cell.upm] * 3
+    assert found["to shared, 1"] == found["to private, 1"] == (ASKED[kind][0] * asks, regime.cell.upm)
+    assert found["touched 1 %"] == found["idle"] == found["ballooned"] == (0, 0)
+
+
+def test_a_guest_that_is_told_that_a_conversion_failed() -> None:
+    """The hypercall answers with what the VMM says: there is no memory that could be private behind the end."""
+    regime = Regime("plain", "guest_memfd")
+    regime.guest.launch()
+    regime.boot()
+    with pytest.raises(RuntimeError, match="KVM_HC_MAP_GPA_RANGE for range"):
+        regime.ask(range(1 << 20, (1 << 20) + 1), private=True)
+
+
 def test_work_counts_what_was_done() -> None:
     """RMPUPDATEs of the series come with conversions, those of Linux with the first use, none in idleness."""
     done = {}
@@ -108,6 +147,26 @@ def test_work_counts_what_was_done() -> None:
     assert [found["idle"] for found in done.values()] == [0] * 2
 
 
+def test_bytes_of_a_launch() -> None:
+    """16 pages of the image, 29 of zeros, secrets, CPUID, a VMSA; the content of the first and the last is hashed."""
+    regime = Regime("snp", "guest_memfd")
+    before = regime.ledger.work
+    regime.guest.launch()
+    after = regime.ledger.work
+    assert after.encrypted - before.encrypted == 48 * PAGE
+    assert after.hashed - before.hashed == 48 * 0x70 + 17 * PAGE
+    assert after.copied - before.copied == 18 * PAGE, "pages of zeros have no source, the VMSA is KVM's own"
+
+
+def test_caches_are_written_back_once_as_a_region_goes() -> None:
+    regime = Regime("sev", "registered")
+    vmm, before = regime.vmm, regime.ledger.work
+    block = vmm.blocks[0]
+    vmm.process.ioctl(vmm.vm_fd, UNREGISTER, ENC_REGION.pack(addr=block.address, size=block.size))
+    after = regime.ledger.work
+    assert (after.wbinvds - before.wbinvds, after.ioctls - before.ioctls) == (1, 1)
+
+
 @pytest.mark.parametrize(("kind", "backend"), PRIVATE_FILES)
 def test_a_punched_hole_gives_its_pages_back(kind: str, backend: str) -> None:
     """Their RMP entries as well, and to everybody: frames can be claimed that were the guest's before."""
@@ -121,6 +180,7 @@ def test_a_punched_hole_gives_its_pages_back(kind: str, backend: str) -> None:
     after = regime.sample("punched").pages
     assert regime.host.memory.free == free + 20
     assert (before.private - after.private, before.pinned - after.pinned) == (20, 20)
+    assert before.mapped - after.mapped == 20, "no way of the guest's leads to a frame that is free"
     assert before.assigned - after.assigned == (20 if kind == "snp" else 0)
     assert (regime.frames(page) == 0).tolist() == [10 <= number < 30 for number in range(40)]
     for frame in frames[10:30].tolist():

@@ -157,6 +157,15 @@ def test_what_one_of_them_cannot_see() -> None:
 # Acceptance.
 
 
+@pytest.mark.parametrize(
+    ("share", "used"), [(0, [0]), (25, [0, 2]), (49, [0, 2]), (50, [0, 2, 4]), (100, [0, 2, 4, 6, 8])]
+)
+def test_a_course_ends_where_less_is_used(share: int, used: list[int]) -> None:
+    whole = Course("lazy", tuple(Point(2 * n, 4 + 2 * n, 10 * n, n) for n in range(5)))
+    assert [point.used for point in whole.until(share).points] == used
+    assert whole.until(share).name == "lazy"
+
+
 def test_courses_are_stairs_with_numbers() -> None:
     eager = Course("eager", (Point(0, 16, 4000, 20), Point(4, 16, 4000, 20)))
     lazy = Course("lazy", (Point(0, 4, 1000, 20), Point(2, 6, 1500, 21), Point(4, 8, 2000, 22)))

@@ -178,3 +178,6 @@ def test_the_lab() -> None:
     assert lab.game().text.count("?") == 2
     assert lab.run_game() == ["#VC", "old"]
     assert lab.replay(validates_at_faults=True).endswith("'balance: 100'")
+    made = lab.above_svsm()
+    assert made.dmesg[1] == "SEV: SNP running at VMPL2."
+    assert repr(made.verdict) == "accepted"

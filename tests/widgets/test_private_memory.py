@@ -74,10 +74,23 @@ def test_a_guess_comes_first() -> None:
     assert 0 < right < 8, "8 of 32 MiB would be all of a host of 256 MiB"
 
 
+def test_each_guest_uses_half_of_its_memory() -> None:
+    """And what it is launched with twice: less than half a MiB."""
+    found = filled("snp", "guest_memfd", SMALL)
+    assert 16 << 8 <= found[0].free - found[1].free < 33 << 7
+    assert found[-1].guests == found[0].free // (found[0].free - found[1].free) + 1
+
+
 def test_the_lab() -> None:
     lab = Lab()
     with pytest.raises(NoSuchCell, match="a sev guest has no guest_memfd memory"):
         lab.refused("sev", "guest_memfd")
+    with pytest.raises(ValueError, match="no VMM forgets 'hole': one of 'nothing', 'the attribute', 'the hole'"):
+        lab.forgets("hole")
+    with pytest.raises(ValueError, match="no story 'x': one of 'a page is used as private'"):
+        lab.serve(print, "x")
+    with pytest.raises(ValueError, match="no regime 'tdx': one of sev, registered; snp, registered"):
+        lab.fit.predict("tdx", 3)
     assert "noise" in lab.host_does("sev", "registered", "migrate", pinned=False).text
     assert "noise" not in lab.host_does("sev", "lazy", "migrate").text
     assert "SIGBUS" in lab.vmm_writes(("snp", "registered")).text

@@ -33,21 +33,18 @@ async def _remap(processor: Processor, call: Call) -> Answer:
     """RCX: the new calling area, of which the first quadword is cleared. To where it is already changes nothing."""
     check(call.rcx % PAGE_SIZE == 0, SvsmCode.INVALID_PARAMETER, f"the calling area {call.rcx:#x} is a page")
 
-    async def remap() -> None:
-        old = await processor.registry.current(processor.number)
-        assert old is not None
-        if call.rcx != old.calling_area:
-            await processor.memory.read(call.rcx, 1)
-            await processor.registry.remap(processor.number, call.rcx)
-        await processor.memory.write(call.rcx, bytes(CALLING_AREA.offset("buffer")))
-
-    await processor.registry.exclusively(remap)
+    old = await processor.registry.current(processor.number)
+    assert old is not None
+    if call.rcx != old.calling_area:
+        await processor.memory.read(call.rcx, 1)
+        await processor.registry.remap(processor.number, call.rcx)
+    await processor.memory.write(call.rcx, bytes(CALLING_AREA.offset("buffer")))
     return Answer()
 
 
 async def _pvalidate(processor: Processor, call: Call) -> Answer:
     """RCX: a list of pages."""
-    await processor.registry.exclusively(lambda: serve_list(processor.memory, call.rcx))
+    await serve_list(processor.memory, call.rcx)
     return Answer()
 
 
@@ -59,20 +56,16 @@ async def _create(processor: Processor, call: Call) -> Answer:
     for page in (vmsa, area):
         await processor.memory.check(page, PAGE_SIZE)
     number = await processor.registry.number_of(call.r8 & _LOW)
-
-    async def create() -> None:
-        await processor.registry.register(vmsa, area, number)
-        try:
-            with processor.memory.refusing():
-                await _rights(processor, vmsa, 0)
-            await _check_save_area(processor, vmsa)
-        except Refused:
-            await processor.registry.forget(vmsa)
-            raise
-        await _rights(processor, vmsa, VMSA_RIGHTS, vmsa=True)
-        await processor.registry.use(vmsa)
-
-    await processor.registry.exclusively(create)
+    await processor.registry.register(vmsa, area, number)
+    try:
+        with processor.memory.refusing():
+            await _rights(processor, vmsa, 0)
+        await _check_save_area(processor, vmsa)
+    except Refused:
+        await processor.registry.forget(vmsa)
+        raise
+    await _rights(processor, vmsa, VMSA_RIGHTS, vmsa=True)
+    await processor.registry.use(vmsa)
     return Answer()
 
 
@@ -90,14 +83,10 @@ async def _delete(processor: Processor, call: Call) -> Answer:
     """RCX: a save area, which becomes the guest's page again; one in the SVSM's own memory stays the SVSM's."""
     entry = await processor.registry.find(call.rcx)
     check(entry is not None, SvsmCode.INVALID_PARAMETER, f"{call.rcx:#x} is a save area in use")
-
-    async def delete() -> None:
-        await _rights(processor, call.rcx, 0)
-        if call.rcx not in processor.registry.places.own:
-            await grant(processor.cpu, call.rcx, 1)
-        await processor.registry.forget(call.rcx)
-
-    await processor.registry.exclusively(delete)
+    await _rights(processor, call.rcx, 0)
+    if call.rcx not in processor.registry.places.own:
+        await grant(processor.cpu, call.rcx, 1)
+    await processor.registry.forget(call.rcx)
     return Answer()
 
 

@@ -29,7 +29,7 @@ HEAD = spec.Layout(
     _CITE,
     [
         spec.uint("begun", 0, 1, note="one start of the first processor, and no second"),
-        spec.uint("lock", 1, 1, note="somebody changes validation or registered pages"),
+        spec.uint("lock", 1, 1, note="a processor serves a call, and no other does"),
         spec.uint("tpm_started", 2, 1),
         spec.uint("pcr_updates", 4, 4),
         spec.uint("low_end", 8, 8, note="the guest's RAM below 4 GiB, in pages"),

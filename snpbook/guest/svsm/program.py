@@ -1,8 +1,9 @@
 """The SVSM's program on each processor: run the guest, and serve what it calls for, for ever.
 
-A call counts where the guest has set `call_pending`, which is taken back in one step before the call is looked at. A
-processor whose guest has no save area, or whose host does not run it, waits. Source: COCONUT-SVSM
-kernel/src/requests.rs.
+A call counts where the guest has set `call_pending`, which is taken back in one step before the call is looked at.
+Meanwhile the guest's save area is one that VMRUN refuses, or its host could have it go on without its answer, and the
+other processors' guests are busy. A processor whose guest has no save area, or whose host does not run it, waits.
+Source: COCONUT-SVSM kernel/src/requests.rs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from snpbook.guest.svsm.places import Places
 from snpbook.hardware.guest_cpu import GuestCpu, Program
 from snpbook.spec.image import Image
 from snpbook.spec.svsm import GUEST_VMPL, Protocol, SvsmCode
-from snpbook.spec.vmsa import VMSA
+from snpbook.spec.vmsa import EFER_SVME, VMSA
 
 _PROTOCOLS: Mapping[int, Mapping[int, Callable[[Processor, Call], Awaitable[Answer]]]] = {
     Protocol.CORE: core_protocol.CALLS,
@@ -49,19 +50,31 @@ def program(svsm: Image, firmware: int, gpa: int) -> Program:
 
 async def _run_guest(processor: Processor) -> None:
     """Have the host run the guest's VMPL; wait where there is nothing to run, or the host knows of nothing."""
-    runnable = await processor.registry.current(processor.number) is not None
-    if not runnable or not await msr_protocol.run_vmpl(processor.cpu, GUEST_VMPL):
+    entry = await processor.registry.current(processor.number)
+    if entry is not None:
+        await _let_run(processor.cpu, entry.vmsa, on=True)
+    if entry is None or not await msr_protocol.run_vmpl(processor.cpu, GUEST_VMPL):
         await processor.cpu.hlt()
+
+
+async def _let_run(cpu: GuestCpu, vmsa: int, *, on: bool) -> None:
+    """Whether the host can run a save area: with EFER.SVME clear, VMRUN refuses it."""
+    place = vmsa + VMSA.offset("efer")
+    efer = int.from_bytes(await cpu.read(place, _WORD), "little")
+    await cpu.write(place, (efer | EFER_SVME if on else efer & ~EFER_SVME).to_bytes(_WORD, "little"))
 
 
 async def _serve(processor: Processor) -> None:
     """One call of the guest, if it has made one: the answer goes into the save area from which it came."""
     entry = await processor.registry.current(processor.number)
-    if entry is None or await processor.cpu.exchange(entry.calling_area, b"\0") == b"\0":
+    if entry is None:
+        return
+    await _let_run(processor.cpu, entry.vmsa, on=False)
+    if await processor.cpu.exchange(entry.calling_area, b"\0") == b"\0":
         return
     call = await Call.of(processor.cpu, entry.vmsa)
     try:
-        answer = await _dispatch(processor, call)
+        answer = await processor.registry.exclusively(lambda: _dispatch(processor, call))
         registers = {"rax": int(SvsmCode.SUCCESS), "rcx": answer.rcx, "rdx": answer.rdx, "r8": answer.r8}
     except Refused as refused:
         registers = {"rax": int(refused.code), **refused.registers}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from snpbook.spec.pages import PAGE_SHIFT
 from snpbook.spec.svsm import SvsmCode
 
 _NONE = (1 << 32) - 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +100,21 @@ class Registry:
         found: NDArray[np.uint64] = np.concatenate(kinds).astype(np.uint64) >> np.uint64(PAGE_SHIFT)
         return found
 
-    async def exclusively(self, call: Callable[[], Awaitable[None]]) -> None:
-        """A call during which nobody else validates pages or changes the table: BUSY where somebody does already."""
+    async def exclusively(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call during which no other processor serves one: BUSY where one does already.
+
+        What a call has found out, above all that a page is no save area, holds until it is done.
+        """
         lock, _ = self.places.field("lock")
         if await self.cpu.exchange(lock, b"\1") != b"\0":
-            raise Refused(SvsmCode.BUSY, "another processor validates pages or makes a processor: ask again")
+            raise Refused(SvsmCode.BUSY, "another processor serves a call: ask again")
         try:
-            await call()
+            result = await call()
         except Refused:
             await self.cpu.write(lock, b"\0")
             raise
         await self.cpu.write(lock, b"\0")
+        return result
 
     async def _entries(self) -> dict[int, Record]:
         """The entries that are not free, by their numbers."""

@@ -16,6 +16,7 @@ from snpbook.guest.acceptance import accept
 from snpbook.guest.ghcb import Ghcb
 from snpbook.guest.layout import Layout
 from snpbook.guest.page_tables import enable_paging
+from snpbook.guest.vc import VcHandler
 from snpbook.hardware.guest_cpu import GuestCpu
 from snpbook.host.vmm.guest import Vmm
 from snpbook.spec.image import FOUR_GIB, Image
@@ -23,6 +24,7 @@ from snpbook.spec.kvm import LOW_RAM_END
 from snpbook.spec.pages import PAGE_SHIFT, PAGES_PER_LARGE
 from snpbook.spec.process import Advice
 from snpbook.spec.uapi_kvm import Exit
+from snpbook.spec.vmcb import Vector
 from snpbook.system import System
 from snpbook.tools.bench.digest import OVMF
 from snpbook.tools.bench.launch import hash_floor
@@ -70,6 +72,7 @@ class Fleet:
         place, c_bit = Layout.of(self.image), self.system.product.c_bit
 
         async def program(cpu: GuestCpu) -> int:
+            cpu.set_handler(Vector.VC, VcHandler(place))
             await enable_paging(cpu, place, c_bit)
             await accept(await Ghcb.register(cpu, place.ghcb), pages)
             for page in pages[::PAGES_PER_LARGE]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+from snpbook.guest import processors
 from snpbook.guest.acceptance import accept
 from snpbook.guest.attestation import derive_key
 from snpbook.guest.boot import Kernel, start
@@ -19,10 +20,11 @@ from snpbook.guest.direct_boot import BootRefused, take
 from snpbook.guest.layout import Layout
 from snpbook.guest.memory_map import memory_ranges
 from snpbook.guest.messages import RequestFailed
-from snpbook.guest.page_tables import mark
+from snpbook.guest.page_tables import mark, use
 from snpbook.guest.process import Process
 from snpbook.guest.sev_guest import SevGuest
 from snpbook.guest.tsm import ReportEntry
+from snpbook.guest.vc import VcHandler
 from snpbook.hardware.exits import GuestException
 from snpbook.hardware.guest_cpu import GuestCpu
 
@@ -32,6 +34,9 @@ PRIVATE = (0x300000, 0x301000, 0x302000, 0x303000)
 """Pages with a pattern; the last one changes sides."""
 CONVERTED = PRIVATE[-1] // PAGE
 POOL = range(0x310, 0x314)
+SAVE_AREA = 0x304000
+LEFT = 0x305000
+"""Where another processor has its registers, and where it leaves a word."""
 USER = range(0x320000, 0x330000)
 DEVICE = 0x40000
 """A page beyond all memory: a device's."""
@@ -48,15 +53,22 @@ class Notes:
 
     place: Layout
     values: list[tuple[str, Any]] = field(default_factory=list)
+    ended: bool = False
+    """Whether the other processor has been ended: what it notes from then on, it should not have come to."""
 
     def seen(self, name: str, value: Any) -> None:
         self.values.append((name, value))
+
+    def seen_by_other(self, name: str, value: Any) -> None:
+        self.seen(name + ", after its end" * self.ended, value)
 
     def told(self, name: str, value: int, bits: int) -> None:
         self.values.append((name, 0 <= value < 1 << bits))
 
 
-Scene = Callable[[GuestCpu, Notes], Coroutine[Any, Any, None]]
+Part = Callable[[GuestCpu, Notes], Coroutine[Any, Any, None]]
+Scene = tuple[tuple[int, Part], ...]
+"""Programs one after the other, each with the processor that runs it."""
 
 
 def pattern(page: int) -> bytes:
@@ -222,6 +234,44 @@ async def early(cpu: GuestCpu, notes: Notes) -> None:
     await check(cpu, notes)
 
 
+async def create(cpu: GuestCpu, notes: Notes) -> None:
+    """Another processor is started, of which the guest alone says how."""
+    kernel = await Kernel.attach(cpu, notes.place)
+    await fill(cpu)
+    await processors.start(kernel.channel, 1, SAVE_AREA, vector=0x10, features=1)
+    await cpu.pause()
+    notes.seen("a word", await cpu.read(PRIVATE[1] + 8, 8))
+
+
+async def work(cpu: GuestCpu, notes: Notes) -> None:
+    """What the other processor does."""
+    cpu.set_handler(29, VcHandler(notes.place, C_BIT))
+    notes.seen_by_other("registers", await cpu.look("cr0", "efer", "rflags", "dr7", "g_pat", "xcr0", "vmpl"))
+    await cpu.pause()
+    await use(cpu, notes.place, C_BIT)
+    await cpu.write(LEFT, b"left by the other one")
+    await cpu.pause()
+    notes.seen_by_other("what it left", await cpu.read(LEFT, 21))
+
+
+async def destroy(cpu: GuestCpu, notes: Notes) -> None:
+    """It is ended, and its save area is an ordinary page; what it held stays, for a host that would run it again."""
+    kernel = await Kernel.attach(cpu, notes.place)
+    await processors.stop(kernel.channel, 1, SAVE_AREA)
+    notes.ended = True
+    await cpu.write(SAVE_AREA + PAGE // 2, b"mine again")
+    await cpu.pause()
+
+
+async def look_back(cpu: GuestCpu, notes: Notes) -> None:
+    """After everything that the host has tried with the other processor."""
+    await Kernel.attach(cpu, notes.place)
+    notes.seen("what was the save area", await cpu.read(SAVE_AREA + PAGE // 2, 10))
+    await check(cpu, notes)
+
+
 SCENES: dict[str, Scene] = {
-    "early": early, "instructions": instructions, "pages": pages, "messages": messages, "devices": devices,
+    "early": ((0, early),), "instructions": ((0, instructions),), "pages": ((0, pages),),
+    "messages": ((0, messages),), "devices": ((0, devices),),
+    "processors": ((0, create), (1, work), (0, destroy), (1, work), (0, look_back)),
 }  # fmt: skip

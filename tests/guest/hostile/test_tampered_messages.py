@@ -1,0 +1,13 @@
+"""A hostile host tampers with messages between guest and firmware."""
+
+from __future__ import annotations
+
+import pytest
+
+from snpbook.attacks import tamper_messages
+from tests.guest.hostile.classes import family, is_right_or_stops
+
+
+@pytest.mark.parametrize("name", family(tamper_messages))
+def test_the_guest_is_right_or_stops(name: str) -> None:
+    is_right_or_stops(name)
