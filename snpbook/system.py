@@ -6,7 +6,7 @@ systems with the same arguments do the same, byte for byte. This file joins; it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -132,8 +132,9 @@ class System:
         default where the host's era has them; `NoSuchCell` where no kernel ever had the kind's there.
         With `svsm` the sample SVSM runs at VMPL0 and the guest at VMPL2, which takes a host of the era svsm-host.
         """
-        image, which = image or sample_image(), GuestKind(kind)
-        size, signature = parse_size(memory), int(VCPU_TYPES[vcpu_type or self.product.vcpu_type])
+        image, which = image or sample_image(), GuestKind(_one_of("kind", kind, (each.value for each in GuestKind)))
+        model = _one_of("vcpu_type", vcpu_type or self.product.vcpu_type, VCPU_TYPES)
+        size, signature = parse_size(memory), int(VCPU_TYPES[model])
         hashes = {"kernel_hashes": True} if boot and which is not GuestKind.PLAIN else {}
         sev = default_object(which, **{**hashes, **properties})
         vmm = Vmm(
@@ -204,7 +205,7 @@ class Guest:
         """
         if self.booted:
             raise VmmError("the guest has booted: create another one, or run a program on this one")
-        image, when = self.vmm.image, Acceptance(acceptance)
+        image, when = self.vmm.image, Acceptance(_one_of("acceptance", acceptance, Acceptance))
         found = self.run(lambda cpu: boot(cpu, image, when, knows=knows))
         self.accepted, self.dmesg, self.booted = found.accepted, found.messages, True
         return self.accepted
@@ -304,6 +305,14 @@ class Owner:
 def sample_svsm() -> Image:
     """The small image of an SVSM that snpbook ships."""
     return Image.parse(resource(*SAMPLE_SVSM).read_bytes())
+
+
+def _one_of(what: str, name: str, known: Iterable[str]) -> str:
+    """The name, if it is known; `ValueError` with those that are."""
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"{what} = {name!r}: one of {', '.join(names)}")
+    return name
 
 
 def sample_image() -> Image:

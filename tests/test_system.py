@@ -253,6 +253,8 @@ def test_the_report_carries_the_contexts_digest() -> None:
         ({"memory": "8 MiB"}, VmmError, "8,320 KiB"),
         ({"memory": "3K"}, ValueError, "4096-byte pages"),
         ({"vcpus": 0}, VmmError, "1 to 1024 vCPUs"),
+        ({"kind": "tdx"}, ValueError, "kind = 'tdx': one of plain, sev"),
+        ({"vcpu_type": "EPYC-v9"}, ValueError, "vcpu_type = 'EPYC-v9': one of EPYC, "),
         ({"boot": DirectBoot(b"k"), "image": "OVMF_CODE_4M.fd"}, ImageError, "kernel hashes"),
     ],
 )
@@ -341,6 +343,8 @@ def test_two_systems_of_one_seed_are_equal_and_of_two_are_not() -> None:
 
 def test_a_guest_boots_once_and_goes_on_after_the_refusal() -> None:
     guest = launched(memory="16 MiB")
+    with pytest.raises(ValueError, match="acceptance = 'never': one of eager, lazy"):
+        guest.boot("never")
     guest.boot()
     with pytest.raises(VmmError, match="the guest has booted"):
         guest.boot()
