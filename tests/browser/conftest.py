@@ -4,12 +4,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from snpbook.spec.resources import resource
 from snpbook.views.palette import THEMES, Theme
 from tests.browser.lab_page import LabPage, browser, lab, opened
+from tests.sampling import ALL
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +34,12 @@ def chromium() -> Iterator[Any]:
         yield engine
 
 
-@pytest.fixture(scope="module", params=THEMES, ids=lambda theme: theme.name)
-def theme(request: pytest.FixtureRequest) -> Theme:
-    chosen: Theme = request.param
-    return chosen
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each file in both themes, or, as a sample, in the one that falls to it."""
+    if "theme" in metafunc.fixturenames:
+        its_own = THEMES[crc32(metafunc.module.__name__.encode()) % len(THEMES)]
+        themes = THEMES if ALL else [its_own]
+        metafunc.parametrize("theme", themes, ids=lambda theme: theme.name, scope="module")
 
 
 @pytest.fixture(scope="module")

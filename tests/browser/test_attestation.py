@@ -14,10 +14,9 @@ def test_a_switch_is_turned_by_keyboard(notebook: LabPage) -> None:
     form = notebook.line("lab.desk")
     form.get_by_text("Verdict: accepted").wait_for()
     box = form.get_by_role("checkbox", name="a bit of the measurement")
-    box.focus()
-    notebook.page.keyboard.press("Space")
+    box.press("Space")
     form.get_by_text("Verdict: not genuine: report.signature").wait_for()
-    notebook.page.keyboard.press("Space")
+    box.press("Space")
     form.get_by_text("Verdict: accepted").wait_for()
 
 

@@ -32,6 +32,7 @@ def test_a_launch_is_stepped_through(notebook: LabPage) -> None:
     place.fill("46")
     notebook.page.keyboard.press("Enter")
     cell.get_by_text("Call 46 of 46").wait_for()
+    chain.get_by_role("row").nth(10).wait_for()
     assert chain.get_by_role("row").count() == 11
     cell.get_by_role("spinbutton", name="vCPUs").fill("1")
     notebook.page.keyboard.press("Enter")
@@ -43,11 +44,10 @@ def test_a_policy_is_built(notebook: LabPage) -> None:
     cell.get_by_role("combobox", name="Guest").select_option(label="SNP")
     cell.get_by_role("table", name="Policy 0x30000").wait_for()
     box = cell.get_by_role("checkbox", name="single_socket")
-    box.focus()
-    notebook.page.keyboard.press("Space")
+    box.press("Space")
     cell.get_by_role("table", name="Policy 0x130000").wait_for()
     cell.get_by_text("KVM refuses: EINVAL").wait_for()
-    notebook.page.keyboard.press("Space")
+    box.press("Space")
     cell.get_by_text("accepted: ").wait_for()
 
 

@@ -138,12 +138,16 @@ def test_no_rule_can_be_deleted(module: ModuleType, mutant: ModuleType, monkeypa
         prove()
 
 
+together = test_paging.test_neighbours_that_walk_together.hypothesis.inner_test  # type: ignore[attr-defined]
+
+
 def prove() -> None:
     """A sample of what the tests of walks, checks and the TLB show, the quickest first."""
     for seed in range(4):
         run_guest(seed)
     for seed, kind in enumerate(8 * tuple(test_paging.KINDS)):
         test_paging.compare(random.Random(seed), kind, 51)
+        together(random.Random(seed), kind)
     for proof in (*vars(test_tlb).values(), *vars(test_core).values(), *vars(test_paging).values()):
         plain = not hasattr(proof, "pytestmark") and not hasattr(proof, "hypothesis")
         if callable(proof) and getattr(proof, "__name__", "").startswith("test_") and plain:

@@ -254,15 +254,13 @@ def test_only_sev_es_pages_have_a_checksum() -> None:
         assert bench.machine.vmsa_checksums == {}
 
 
-def test_svme_is_set_whatever_the_page_says() -> None:
-    async def look(cpu: GuestCpu) -> Any:
-        return await cpu.look("efer")
-
+def test_a_vmsa_without_svme_is_not_run() -> None:
+    """How an SVSM takes a save area out of service while it serves the call of its vCPU."""
     bench = AnyBench()
     bench.set_vmsa(efer=0)
-    bench.start(look)
-    bench.run()
-    assert bench.executor.outcome == (0x1000,)
+    exit_ = bench.run()
+    assert isinstance(exit_, Invalid)
+    assert exit_.rule == "EFER.SVME is set in the VMSA"
 
 
 # VMPLs.
@@ -275,6 +273,7 @@ def test_the_hypervisor_runs_another_vmpl_of_the_same_guest() -> None:
     bench = AnyBench()
     bench.assign(OTHER_VMSA, 0xFFFFFFFFE, vmsa=1)
     bench.machine.encryption.write(ASID, OTHER_VMSA * PAGE, bytes(0xCA) + b"\x02" + bytes(PAGE - 0xCB))
+    bench.machine.encryption.write(ASID, OTHER_VMSA * PAGE + 0xD0, (0x1000).to_bytes(8, "little"))
     features = (1).to_bytes(8, "little")
     bench.machine.encryption.write(ASID, OTHER_VMSA * PAGE + 0x3B0, features)
     bench.give(5, 0x905, vmpl=0x0F)
@@ -304,6 +303,7 @@ def test_a_vmsa_that_a_guest_has_made_runs() -> None:
 
     async def make(cpu: GuestCpu, vmsa: bool) -> Any:
         await cpu.write(0x7000, bytes(0xCA) + b"\x02" + bytes(0x3B0 - 0xCB) + b"\x01" + bytes(PAGE - 0x3B1))
+        await cpu.write(0x70D0, (0x1000).to_bytes(8, "little"))
         return (await cpu.rmpadjust(0x7000, 1, vmpl=2, permissions=1, vmsa=vmsa)).tolist()
 
     async def who(cpu: GuestCpu) -> Any:
