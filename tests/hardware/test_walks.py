@@ -14,6 +14,7 @@ from snpbook.hardware.exits import GuestException, Npf
 from tests.hardware.guests import ASID, LONG_MODE, PAGE, Bench
 from tests.reference.rmp import Entry, ReferenceRmp
 from tests.reference.walks import Result, Vcpu
+from tests.sampling import ALL
 
 C_BIT, WIDTH, DRAM_WIDTH = 51, 48, 26
 GFNS = 48
@@ -208,7 +209,7 @@ def compare(guest: RandomGuest) -> None:
 @given(rng=st.randoms(use_true_random=False))
 def test_random_guests(rng: random.Random) -> None:
     guest = RandomGuest(rng)
-    for _ in range(20):
+    for _ in range(20 if ALL else 8):
         compare(guest)
 
 
@@ -217,5 +218,5 @@ def test_random_guests(rng: random.Random) -> None:
 def test_sound_guests(actor: str, rng: random.Random) -> None:
     """Tables and entries with few mistakes, so that runs get far."""
     guest = RandomGuest(rng, actor, odd=0.15)
-    for _ in range(10):
+    for _ in range(10 if ALL else 4):
         compare(guest)
