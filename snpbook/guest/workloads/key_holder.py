@@ -31,7 +31,7 @@ _VERSION = 1
 
 
 class RecordRefused(ProgramFailure):
-    """A record that the peer of this session has not sealed, or that comes a second time or out of its order."""
+    """A record that the client has not sealed, or that comes a second time or out of its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class KeyHolder:
         try:
             text = AESGCM(state.to_server).decrypt(nonce(state.received), record, None)
         except InvalidTag:
-            raise RecordRefused(f"the record is not number {state.received} of this session") from None
+            raise RecordRefused(f"this is not the record with number {state.received} of the client") from None
         await self._keep(replace(state, received=state.received + 1))
         return text
 
