@@ -100,7 +100,7 @@ class KeyHolder:
         try:
             text = AESGCM(state.to_server).decrypt(nonce(state.received), record, None)
         except InvalidTag:
-            raise RecordRefused(f"this is not the record with number {state.received} of the client") from None
+            raise RecordRefused(f"the record is not number {state.received} of the client") from None
         await self._keep(replace(state, received=state.received + 1))
         return text
 
